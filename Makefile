@@ -1,0 +1,99 @@
+# Everything sets itself up from Python 3.11 or newer, make, and the package index:
+#
+#   make demo     two stores and two peers on this machine, objects moving between them
+#   make test     lint, types, and all tests with coverage
+#   make lint     ruff and mypy alone
+#   make schema   regenerate the flatbuffers code that the tests compare ours with (needs flatc)
+#   make clean    remove what the others made, the environments included
+#
+# Two environments: .venv has this package (PYTHON=... chooses the interpreter it is made with), .venv-apache the
+# last pyarrow that came with Plasma, which needs CPython 3.11 (APACHE_PYTHON=...); without it, tests skip.
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test check lint schema clean setup setup-apache
+
+PYTHON ?= python3.11 python3.12 python3.13 python3
+APACHE_PYTHON ?= python3.11 python3
+
+BIN := .venv/bin
+PIP_INSTALL := -m pip install --quiet --no-input --disable-pip-version-check
+APACHE_REQUIREMENTS := 'pyarrow==11.0.0' 'numpy<2'
+APACHE_READY := .venv-apache/ready-pyarrow-11.0.0
+
+SCHEMA := plasmastream/wire/plasma/schema
+GENERATED := tests/wire/plasma/generated
+
+# $(call find_python,NAMES,CONDITION) is a shell command that prints the first interpreter of these names, in the
+# whole PATH, that really runs (a version manager's shim may be there and fail), meets the condition and can make
+# environments.
+define find_python
+for name in $(1); do \
+    for candidate in $$(type -a -p "$$name"); do \
+      if "$$candidate" -c 'import sys, ensurepip, venv; sys.exit(not ($(2)))' >/dev/null 2>&1 </dev/null; \
+      then echo "$$candidate"; exit 0; fi; \
+    done; \
+  done; exit 1
+endef
+
+SHELL := bash
+
+help:
+	@sed -n '3,7s/^# *//p' Makefile
+
+demo: setup
+	@$(BIN)/plasmastream demo
+
+test: lint
+	@$(MAKE) --no-print-directory check
+
+# The tests alone. Where Apache's parts are installed, a test that cannot use them fails rather than skips.
+check: setup setup-apache
+	@if [ -e $(APACHE_READY) ]; then export PLASMASTREAM_REQUIRE_APACHE=1; fi; \
+	  $(BIN)/python -m coverage run -m pytest
+	@$(BIN)/python -m coverage report
+
+lint: setup
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m mypy
+
+setup: .venv/ready
+
+# An interrupted run leaves `incomplete` behind, and the next one starts afresh. A working environment is kept, so
+# that a changed pyproject.toml costs a moment only.
+.venv/ready: pyproject.toml
+	@python=$$($(call find_python,$(PYTHON),sys.version_info >= (3, 11))) || \
+	  { echo "Python 3.11 or newer, with its venv module, was not found; try make PYTHON=/path/to/python"; exit 1; }; \
+	if [ -e .venv/incomplete ] || ! $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then \
+	  echo "Making .venv with $$python"; \
+	  rm -rf .venv && mkdir .venv && touch .venv/incomplete && "$$python" -m venv .venv || exit 1; \
+	fi; \
+	echo "Installing plasmastream and its test tools into .venv"; \
+	touch .venv/incomplete && rm -f $@ && \
+	$(BIN)/python $(PIP_INSTALL) --editable '.[test,lint]' && \
+	rm .venv/incomplete && touch $@
+
+setup-apache:
+	@[ ! -e $(APACHE_READY) ] || exit 0; \
+	python=$$($(call find_python,$(APACHE_PYTHON),sys.implementation.name == "cpython" and sys.version_info[:2] == (3, 11))) || \
+	  { echo "Without CPython 3.11, which the last pyarrow with Plasma needs, tests against Apache's parts skip"; exit 0; }; \
+	echo "Making .venv-apache with $$python, for Apache's own store and client"; \
+	rm -rf .venv-apache && "$$python" -m venv .venv-apache && \
+	.venv-apache/bin/python $(PIP_INSTALL) --only-binary :all: $(APACHE_REQUIREMENTS) && \
+	touch $(APACHE_READY) || \
+	{ rm -rf .venv-apache; echo "Apache's parts could not be installed; tests against them skip"; }
+
+# The generated modules import each other by absolute names, which are put under their place in the tests.
+schema:
+	@command -v flatc >/dev/null || \
+	  { echo "flatc, the flatbuffers compiler (package flatbuffers-compiler), is not installed"; exit 1; }
+	@rm -rf $(GENERATED) && mkdir -p $(GENERATED)
+	@flatc --python -o $(GENERATED) -I $(SCHEMA) $(SCHEMA)/common.fbs $(SCHEMA)/plasma.fbs
+	@find $(GENERATED) -name '*.py' -exec \
+	  sed -i 's/from plasma\.flatbuf/from $(subst /,.,$(GENERATED)).plasma.flatbuf/' {} +
+	@echo "Made $$(find $(GENERATED) -name '*.py' | wc -l) modules in $(GENERATED)"
+
+clean:
+	@rm -rf .venv .venv-apache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+	  build dist demo-logs
+	@find plasmastream tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

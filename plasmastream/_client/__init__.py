@@ -1,0 +1,41 @@
+"""What every client of a store does, whatever it waits with: leases, holds, maps, one end of a connection.
+
+No event loop is imported here. `plasmastream.store` waits with anyio, `plasmastream.blocking` with the kernel alone.
+"""
+
+from plasmastream._client._connection import RETRY_FIRST, RETRY_LAST, Connection, connect
+from plasmastream._client._lease import Buffer, FileSlice, Lease, NewObject, Unsealed
+from plasmastream._client._requests import (
+    DEFAULT_SOCKET,
+    batches,
+    check,
+    no_store_answers,
+    octets,
+    wait_in_milliseconds,
+)
+from plasmastream._client._session import Mapping, Session
+from plasmastream._client._socket import UnixSocket, close_descriptors
+from plasmastream._client._watched import WatchedMemory
+
+__all__ = [
+    "DEFAULT_SOCKET",
+    "RETRY_FIRST",
+    "RETRY_LAST",
+    "Buffer",
+    "Connection",
+    "FileSlice",
+    "Lease",
+    "Mapping",
+    "NewObject",
+    "Session",
+    "UnixSocket",
+    "Unsealed",
+    "WatchedMemory",
+    "batches",
+    "check",
+    "close_descriptors",
+    "connect",
+    "no_store_answers",
+    "octets",
+    "wait_in_milliseconds",
+]

@@ -1,0 +1,103 @@
+"""A program's end of a connection to a store, as far as nothing is waited for."""
+
+import socket
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from plasmastream._client._socket import UnixSocket, close_descriptors
+from plasmastream._errors import RemoteProtocolError, StoreConnectionError
+from plasmastream.wire.plasma import CONNECTION_CLOSED, MAX_BODY_SIZE, NEED_DATA, ClientConnection, Message, Reply
+
+RETRY_FIRST, RETRY_LAST = 0.005, 0.1
+"""Seconds between attempts at what can only be asked for again and again."""
+
+_ReplyT = TypeVar("_ReplyT", bound=Message)
+_SocketT = TypeVar("_SocketT", bound=UnixSocket, covariant=True)
+
+
+class Connection(Generic[_SocketT]):
+    """One connection to a store: requests go out one at a time. How a reply is waited for is a subclass's business."""
+
+    def __init__(self, path: str, transport: _SocketT, reply_timeout: float) -> None:
+        self.path = path
+        self.reply_timeout = reply_timeout
+        self._wire: ClientConnection[int] = ClientConnection(MAX_BODY_SIZE)
+        self._transport = transport
+        self.broken: str | None = None
+        """Why it cannot be used any more."""
+        self.is_busy = False
+        """Whether a request waits for its reply."""
+
+    def post(self, message: Message) -> None:
+        """Queue a message; what has no reply is sent when the kernel takes it, with the next request at the latest."""
+        if self.broken:
+            raise StoreConnectionError(self.broken)
+        self._wire.send(message)
+        self._transport.queue(self._wire.data_to_send())
+
+    def flush_nowait(self) -> bool:
+        """Send what the kernel takes, and tell whether that is all. A broken connection shows at the next call."""
+        try:
+            return self._transport.flush_nowait()
+        except OSError as error:
+            self.fail_by(error)
+            return True  # nothing is left that could be sent
+
+    def take_reply(self, kind: type[_ReplyT]) -> tuple[_ReplyT, dict[int, int]] | None:
+        """The reply and the descriptors that came with it; None where not all of it has arrived.
+
+        Raises:
+            StoreConnectionError: it will not arrive.
+        """
+        try:
+            event = self._wire.next_event()
+        except RemoteProtocolError as error:
+            raise self.fail(f"broke the protocol: {error}") from error
+        if isinstance(event, Reply):
+            assert isinstance(event.message, kind)
+            return event.message, dict(event.descriptors)
+        if event is CONNECTION_CLOSED:
+            raise self.fail("closed the connection")
+        assert event is NEED_DATA
+        return None
+
+    def take_in(self, nbytes: int, descriptors: Sequence[int]) -> None:
+        """Say what was read into the parser's buffer; 0 bytes are the end."""
+        if nbytes:
+            self._wire.advance(nbytes, descriptors)
+        else:
+            close_descriptors(descriptors)
+            self._wire.receive_eof()
+
+    def fail(self, what: str) -> StoreConnectionError:
+        """Mark the connection as unusable; the error says why, now and at each later call."""
+        if not self.broken:
+            self.broken = f"the store at {self.path} {what}"
+        self.close()
+        return StoreConnectionError(self.broken)
+
+    def fail_by(self, error: OSError) -> StoreConnectionError:
+        """As `fail`, for what the kernel said."""
+        return self.fail(f"broke the connection: {error.strerror or error}")
+
+    def close(self, why: str | None = None) -> None:
+        """Close the socket: the store lets everything go that this connection held."""
+        self.broken = self.broken or why or f"this client of the store at {self.path} is closed"
+        close_descriptors(self._wire.take_unclaimed_descriptors())
+        self._transport.close()
+
+
+def connect(path: str) -> socket.socket:
+    """Connect without waiting.
+
+    Raises:
+        OSError: nobody is there, or nobody accepts now.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,76 @@
+"""How requests are cut, and what the answers mean."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from plasmastream._client._lease import Buffer, NewObject
+from plasmastream._errors import (
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreConnectionError,
+    StoreError,
+    StoreFullError,
+)
+from plasmastream.wire.plasma import ErrorCode
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer as AnyBuffer
+
+DEFAULT_SOCKET = "/tmp/plasma"
+
+_FOR_EVER = 1e9  # seconds; the protocol counts milliseconds in 64 bits
+
+
+def check(code: ErrorCode, what: str) -> None:
+    """Raise the error that an answer stands for, if it does; `what` was asked about."""
+    if code is ErrorCode.OK:
+        return
+    if code is ErrorCode.OBJECT_EXISTS:
+        raise ObjectExistsError(f"{what}: exists already")
+    if code is ErrorCode.OBJECT_NOT_FOUND:
+        raise ObjectNotFoundError(f"{what}: not in the store")
+    if code is ErrorCode.OUT_OF_MEMORY:
+        raise StoreFullError(f"{what}: the store is full of objects in use; release or delete some")
+    raise StoreError(f"{what}: the store answered {code.name}")
+
+
+def octets(data: "AnyBuffer") -> Buffer:
+    """Anything that shows its memory, as bytes in one piece: without a copy, where it is in one piece."""
+    view = memoryview(data)
+    if not view.nbytes:
+        return b""  # an empty view cannot be cast
+    return view.cast("B") if view.c_contiguous else view.tobytes()
+
+
+def wait_in_milliseconds(timeout: float | None) -> int:
+    """How the protocol says how long a get waits: -1 is for ever.
+
+    Raises:
+        ValueError: it is negative, or no number.
+    """
+    if timeout is None:
+        return -1
+    if not timeout >= 0:
+        raise ValueError(f"a get cannot wait for {timeout} s")
+    return math.ceil(timeout * 1000) if timeout < _FOR_EVER else -1
+
+
+def no_store_answers(path: str, error: OSError) -> StoreConnectionError:
+    """The error for a socket at which nobody is."""
+    reason = error.strerror or error
+    return StoreConnectionError(f"no store answers at {path}: {reason}; start one there, or name another socket")
+
+
+def batches(objects: Sequence[NewObject], max_objects: int, max_bytes: int) -> list[list[NewObject]]:
+    """Cut into pieces that fit a frame of moderate size."""
+    pieces: list[list[NewObject]] = []
+    nbytes = 0
+    for new in objects:
+        size = len(new.data) + len(new.metadata)
+        if not pieces or len(pieces[-1]) == max_objects or nbytes + size > max_bytes:
+            pieces.append([])
+            nbytes = 0
+        pieces[-1].append(new)
+        nbytes += size
+    return pieces

@@ -1,0 +1,166 @@
+"""All that belongs to one connection to a store: what is held over it, and the memory that the store has shown."""
+
+import mmap
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import attrs
+
+from plasmastream._client._connection import Connection
+from plasmastream._client._lease import FileSlice, Lease
+from plasmastream._client._socket import UnixSocket
+from plasmastream._client._watched import WatchedMemory
+from plasmastream._object_id import ObjectID
+from plasmastream.wire.plasma import ObjectSpec, ReleaseRequest
+
+_ConnectionT = TypeVar("_ConnectionT", bound=Connection[UnixSocket])
+
+
+_NO_MEMORY = WatchedMemory()
+
+
+class Mapping:
+    """A segment of the store in this process: mapped for reading, and on demand a second time for writing."""
+
+    def __init__(self, fd: int, length: int) -> None:
+        self.fd = fd
+        self._length = length
+        readable = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ)
+        self.readable = memoryview(readable)
+        self.watched = WatchedMemory(readable)
+        self._writable: memoryview | None = None
+
+    @property
+    def writable(self) -> memoryview:
+        """All of it, to be written."""
+        if self._writable is None:
+            self._writable = memoryview(mmap.mmap(self.fd, self._length, mmap.MAP_SHARED))
+        return self._writable
+
+    def close(self) -> None:
+        """Close the file. May be called again."""
+        if self.fd >= 0:
+            os.close(self.fd)  # the maps go when the last view of them does
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()  # where the last view went after the client did, nobody else will
+
+
+@attrs.define(eq=False)
+class _Held:
+    """An object that the store holds for us, and how many of our leases it is held for."""
+
+    spec: ObjectSpec
+    leases: int = 0
+
+
+class Session(Generic[_ConnectionT]):
+    """A connection, what is held over it, and the memory behind that.
+
+    Args:
+        connection: a new connection.
+        on_unsent: called when the kernel did not take all releases at once: the rest waits in the connection.
+        on_release: called with this when a lease is released, to `settle` it where that is safe; `settle` itself,
+            where none is given.
+    """
+
+    def __init__(
+        self,
+        connection: _ConnectionT,
+        on_unsent: Callable[[], None],
+        on_release: "Callable[[Session[_ConnectionT]], None] | None" = None,
+    ) -> None:
+        self.connection = connection
+        self.mappings: dict[int, Mapping] = {}
+        self._on_unsent = on_unsent
+        self._on_release = on_release
+        self._held: dict[ObjectID, _Held] = {}
+        self._given_back: deque[ObjectID] = deque()
+        self._let_go: list[ObjectID] = []
+
+    def holds(self, object_id: ObjectID) -> bool:
+        """Whether the store holds an object for us."""
+        return object_id in self._held
+
+    def hold(self, object_id: ObjectID, spec: ObjectSpec | None = None) -> None:
+        """Count one more lease; `spec` where the store has just begun to hold the object."""
+        if spec is not None:
+            self._held.setdefault(object_id, _Held(spec))
+        self._held[object_id].leases += 1
+
+    def lease(self, object_id: ObjectID) -> Lease | None:
+        """A lease on an object that is held; None for any other."""
+        held = self._held.get(object_id)
+        if held is None:
+            return None
+        held.leases += 1
+        spec = held.spec
+        memory, offset, file = _NO_MEMORY, 0, FileSlice(-1, 0)
+        if spec.data_size or spec.metadata_size:  # an empty object may be in no segment that is mapped here
+            mapping = self.mappings[spec.segment_index]
+            memory, offset, file = mapping.watched, spec.data_offset, FileSlice(mapping.fd, spec.data_offset)
+        sizes = spec.data_size, spec.metadata_size
+        return Lease(object_id, memory, offset, *sizes, file, self.give_back, self._released)
+
+    def give_back(self, object_id: ObjectID) -> None:
+        """Remember that a lease has ended. For finalizers: may be called in any thread, in the midst of anything."""
+        self._given_back.append(object_id)
+
+    @property
+    def has_notes(self) -> bool:
+        """Whether leases have ended that `settle` has not seen."""
+        return bool(self._given_back)
+
+    def settle(self) -> None:
+        """Act on the leases that have ended, and tell the store what nobody here holds any more.
+
+        It is not told while a request is under way: a get that is just being answered may take the same object again,
+        and the store would see the release behind it. Then it is told before the next request, at the latest.
+        """
+        while self._given_back:
+            self._drop(self._given_back.popleft())
+        if not self._let_go or self.connection.is_busy or self.connection.broken:
+            return  # without a connection the store has let go by itself
+        let_go, self._let_go = self._let_go, []
+        for object_id in let_go:
+            if object_id not in self._held:
+                self.connection.post(ReleaseRequest(object_id))
+        if not self.connection.flush_nowait():
+            self._on_unsent()
+
+    def map(self, indices: Sequence[int], sizes: Sequence[int], descriptors: dict[int, int]) -> None:
+        """Map the segments that came with a reply; the descriptors are owned by this from now on."""
+        for index, size in zip(indices, sizes, strict=True):
+            descriptor = descriptors.pop(index, None)
+            if descriptor is not None:
+                # The advertised size has 8 bytes more than may be mapped: docs/plasma-ipc.md, "Descriptors".
+                self.mappings[index] = Mapping(descriptor, size - 8)
+
+    def close(self) -> None:
+        """Close the connection; memory stays readable as long as somebody looks at it."""
+        self.connection.close()
+        self._close_unused()
+
+    def _released(self) -> None:
+        if self._on_release is None:
+            self.settle()
+        else:
+            self._on_release(self)
+
+    def _drop(self, object_id: ObjectID) -> None:
+        held = self._held[object_id]
+        held.leases -= 1
+        if not held.leases:
+            del self._held[object_id]
+            self._let_go.append(object_id)
+            self._close_unused()
+
+    def _close_unused(self) -> None:
+        """After the end of the connection, close the files as soon as no lease can name them any more."""
+        if self.connection.broken and not self._held:
+            for mapping in self.mappings.values():
+                mapping.close()
+            self.mappings.clear()

@@ -1,0 +1,162 @@
+"""A node: a store, and the peer server beside it, from its start to the signal that ends it.
+
+What is ready is said on standard output, one fact a line; what happens later goes to the log.
+"""
+
+import ipaddress
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import trio
+
+from plasmastream._errors import PeerError, PlasmastreamError, StoreConnectionError
+from plasmastream.peer import PeerServer, ServerTimeouts
+from plasmastream.peer._transport import format_address
+from plasmastream.store import EmbeddedStore, ObjectStore, open_store, serve_store
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_MEMORY = 1 << 30
+DEFAULT_GRACE = 10.0
+
+# Who starts a store and a server together should not have to wait in between; the first implementation's client
+# is about as patient.
+_EXTERNAL_PATIENCE = 2.0
+
+
+async def run_store(path: str, memory: int, *, directory: str | None = None, huge_pages: bool = False) -> None:
+    """Serve a new store at a Unix socket until SIGINT or SIGTERM; then remove the socket and return.
+
+    Args:
+        path: the socket.
+        memory: the store's capacity, in bytes.
+        directory: keep the memory in a file without a name here.
+        huge_pages: use huge pages.
+
+    Raises:
+        StoreError: a store is there already, or the socket cannot be made, or the directory cannot be used.
+        StoreFullError: this machine, or the directory, has not so much memory.
+    """
+    async with _until_signalled(), _embedded_store(path, memory, directory, huge_pages):
+        await trio.sleep_forever()
+
+
+async def run_node(
+    *,
+    plasma_socket: str,
+    memory: int,
+    host: str,
+    port: int,
+    max_connections: int,
+    directory: str | None = None,
+    huge_pages: bool = False,
+    external_store: bool = False,
+    grace: float = DEFAULT_GRACE,
+    timeouts: ServerTimeouts | None = None,
+) -> None:
+    """Serve a store's objects to other machines until SIGINT or SIGTERM.
+
+    The first signal lets transfers under way end within `grace` seconds; a second one ends them at once. A store that
+    goes away meanwhile ends nothing: requests are answered with a store error.
+
+    Args:
+        plasma_socket: the store's socket. Where no store answers, a new one is served there.
+        memory: capacity of a new store, in bytes.
+        host: the address to listen at.
+        port: the TCP port; 0 lets the system choose.
+        max_connections: connections of peers at once.
+        directory: keep the memory of a new store in a file without a name here.
+        huge_pages: use huge pages for a new store.
+        external_store: fail rather than serve a new store.
+        grace: in seconds.
+        timeouts: how patient the server is.
+
+    Raises:
+        StoreConnectionError: an external store was asked for, and none answers.
+        StoreError: the new store's socket cannot be made, or the directory cannot be used.
+        StoreFullError: this machine, or the directory, has not so much memory.
+        PlasmastreamError: the address cannot be listened at.
+    """
+    new_store = partial(_embedded_store, plasma_socket, memory, directory, huge_pages)
+    async with _until_signalled() as ending, _store_at(plasma_socket, new_store, external_store) as store:
+        server = PeerServer(store, host=host, port=port, max_connections=max_connections, timeouts=timeouts)
+
+        def shut_down() -> None:
+            _log.info("stopping; transfers under way have %g s, or until the next signal", grace)
+            server.shut_down(grace)
+
+        async with trio.open_nursery() as nursery:
+            try:
+                await nursery.start(server.serve)
+            except PeerError as error:  # no peer has any part in it
+                raise PlasmastreamError(str(error)) from error
+            ending.ask = shut_down
+            _say(f"peer server ready at {format_address(server.address)}")
+            if ipaddress.ip_address(server.address[0].partition("%")[0]).is_loopback:
+                _say("other machines cannot reach it; plasmastream serve --host 0.0.0.0 lets them, unauthenticated")
+
+
+class _Ending:
+    """What SIGINT and SIGTERM do: the first one calls `ask`, and each later one cancels everything."""
+
+    def __init__(self, everything: trio.CancelScope) -> None:
+        self.ask: Callable[[], None] = everything.cancel
+        self._everything = everything
+
+    async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                self.ask()
+                self.ask = self._everything.cancel
+
+
+@asynccontextmanager
+async def _until_signalled() -> AsyncIterator[_Ending]:
+    """A block that ends at a signal, without an error."""
+    async with trio.open_nursery() as nursery:
+        ending = _Ending(nursery.cancel_scope)
+        await nursery.start(ending.watch)
+        yield ending
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _store_at(
+    path: str, new_store: Callable[[], AbstractAsyncContextManager[ObjectStore]], external_store: bool
+) -> AsyncIterator[ObjectStore]:
+    async with AsyncExitStack() as stack:
+        store: ObjectStore | None = None
+        try:
+            patience = _EXTERNAL_PATIENCE if external_store else 0.0
+            store = await stack.enter_async_context(open_store(path, connect_timeout=patience))
+            _say(f"store found at {path}, capacity {store.capacity} bytes")
+        except StoreConnectionError:
+            if external_store:
+                raise
+        if store is None:
+            _say(f"no store answers at {path}, starting one")
+            store = await stack.enter_async_context(new_store())
+        yield store
+
+
+@asynccontextmanager
+async def _embedded_store(
+    path: str, memory: int, directory: str | None, huge_pages: bool
+) -> AsyncIterator[EmbeddedStore]:
+    make = partial(EmbeddedStore, memory, directory=directory, huge_pages=huge_pages)
+    # Reserving takes a fifth of a second and more per GiB; a signal need not wait for it.
+    with await trio.to_thread.run_sync(make, abandon_on_cancel=True) as store:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_store, store.core, path)
+            nursery.start_soon(store.prefault)
+            _say(f"store ready at {path}, capacity {store.capacity} bytes")
+            yield store
+            nursery.cancel_scope.cancel()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

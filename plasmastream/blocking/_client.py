@@ -1,0 +1,567 @@
+"""What programs hold of a store: objects being written, and the client, safe for threads, interrupts and forks."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from threading import Lock
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
+from weakref import WeakSet
+
+from plasmastream._client import (
+    DEFAULT_SOCKET,
+    RETRY_FIRST,
+    RETRY_LAST,
+    Buffer,
+    Lease,
+    Mapping,
+    NewObject,
+    Session,
+    Unsealed,
+    batches,
+    check,
+    close_descriptors,
+    octets,
+    wait_in_milliseconds,
+)
+from plasmastream._errors import StoreConnectionError, StoreError, StoreFullError
+from plasmastream._object_id import ObjectID
+from plasmastream.blocking._connection import StoreConnection
+from plasmastream.wire.plasma import (
+    AbortReply,
+    AbortRequest,
+    ConnectReply,
+    ConnectRequest,
+    ContainsReply,
+    ContainsRequest,
+    CreateAndSealBatchReply,
+    CreateAndSealBatchRequest,
+    CreateReply,
+    CreateRequest,
+    DeleteReply,
+    DeleteRequest,
+    ErrorCode,
+    EvictReply,
+    EvictRequest,
+    GetReply,
+    GetRequest,
+    ListReply,
+    ListRequest,
+    Message,
+    ObjectInfo,
+    ObjectSpec,
+    ReleaseRequest,
+    SealReply,
+    SealRequest,
+    object_digest,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer as AnyBuffer
+
+_BATCH_BYTES = 4 << 20
+_BATCH_OBJECTS = 4096
+_FEW = 8
+
+_ReplyT = TypeVar("_ReplyT", bound=Message)
+_T = TypeVar("_T")
+
+
+class UnsealedObject(Unsealed):
+    """An object that is being written: nobody else can see it before `seal`.
+
+    `data` is a writable view of the shared memory; the metadata is there already. Do not write after `seal`.
+    """
+
+    __slots__ = ("_seal",)
+
+    def __init__(
+        self, object_id: ObjectID, data: memoryview, seal: "Callable[[UnsealedObject, bytes | None], None]"
+    ) -> None:
+        super().__init__(object_id, data)
+        self._seal = seal
+
+    def seal(self, digest: bytes | None = None) -> None:
+        """Make the object immutable and visible to all.
+
+        Args:
+            digest: its 8-byte digest; computed from the bytes where none is given, which reads them all. Nothing
+                verifies it, so that `NO_DIGEST` is a fair answer where speed counts.
+
+        Raises:
+            StoreError: the store refused, or is gone; the object is not sealed.
+        """
+        self._seal(self, digest)
+        self.forget_data()
+
+
+_Session: TypeAlias = Session[StoreConnection]
+
+
+class StoreClient:
+    """A store behind a Unix socket, ours or Apache's own. Made by `open_store`; may be used from several threads.
+
+    Methods have the names and the meaning that `plasmastream.store.ObjectStore` gives them. Besides the errors named
+    there, each may raise StoreConnectionError when the store does not answer, broke the connection, or the client is
+    closed. Leaving its `with` block closes it.
+    """
+
+    def __init__(self, path: str, connect_timeout: float, reply_timeout: float) -> None:
+        self.path = path
+        """The store's socket."""
+        self._connect_timeout = connect_timeout
+        self._reply_timeout = reply_timeout
+        self._lock = Lock()
+        self._session: _Session | None = None
+        self._waiters: list[StoreConnection] = []  # idle ones
+        self._waiting: set[StoreConnection] = set()
+        self._capacity = 0
+        self._closed = False
+        _clients.add(self)
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of data and metadata that all objects together may have."""
+        if not self._capacity:
+            self.connect()
+        return self._capacity
+
+    def connect(self) -> None:
+        """Connect, unless that was done before. Every other method does so where it has to.
+
+        Raises:
+            StoreConnectionError: no store answers, or the client is closed.
+        """
+        with self._lock:
+            self._open_session()
+
+    def close(self) -> None:
+        """Close the connections: leases end, what is unsealed is aborted, other threads that wait are told.
+
+        May be called again. Views of leases stay readable memory, but the store may put other objects there.
+        """
+        with self._lock:
+            self._closed = True
+            for waiter in self._waiting:
+                waiter.hang_up()
+            session, self._session = self._session, None
+            self._close_connections(session)
+        if session is not None:
+            self._settle(session)
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, float, float]]:
+        return type(self), (self.path, self._connect_timeout, self._reply_timeout)
+
+    def __repr__(self) -> str:
+        return f"<StoreClient of {self.path}{', closed' if self._closed else ''}>"
+
+    def create(
+        self, object_id: ObjectID, data_size: int, metadata: Buffer = b"", *, timeout: float = 0.0
+    ) -> AbstractContextManager[UnsealedObject]:
+        """Make an object of `data_size` bytes, to be written and sealed within the `with` block.
+
+        Leaving the block unsealed, by whatever way, aborts: it never was. A sealed object is held till the block
+        is left.
+
+        Args:
+            object_id: its name; must be new in this store.
+            data_size: bytes of data.
+            metadata: its metadata, whole.
+            timeout: how long to wait for room, in seconds, where the store is full of objects in use.
+
+        Raises:
+            ObjectExistsError: the id is taken.
+            StoreFullError: no room in time. What is larger than the store fails at once and evicts nothing.
+        """
+        return self._writing(object_id, data_size, metadata, timeout)
+
+    def put(
+        self, data: "AnyBuffer", metadata: Buffer = b"", *, object_id: ObjectID | None = None
+    ) -> ObjectID:
+        """Create, write and seal an object in one call.
+
+        Args:
+            data: its bytes: anything that shows its memory, such as a numpy array.
+            metadata: its metadata.
+            object_id: its name; a random one where none is given.
+
+        Returns:
+            Its name.
+
+        Raises:
+            ObjectExistsError: the id is taken.
+            StoreFullError: it does not fit.
+        """
+        object_id = object_id or ObjectID.random()
+        source = octets(data)
+        with self.create(object_id, len(source), metadata) as unsealed:
+            unsealed.data[:] = source
+            unsealed.seal()
+        return object_id
+
+    def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:
+        """Create and seal many small objects with few round trips: all of them or none.
+
+        Args:
+            objects: what to put.
+            timeout: how long to wait for room, in seconds, where the store is full of objects in use.
+
+        Returns:
+            A lease for each, in the order given.
+
+        Raises:
+            ObjectExistsError: an id is taken, or given twice.
+            StoreFullError: they do not fit together. In both cases none of them is there afterwards.
+        """
+        deadline = time.monotonic() + timeout
+        put: list[ObjectID] = []
+        leases: list[Lease] = []
+        try:
+            for batch in batches(objects, _BATCH_OBJECTS, _BATCH_BYTES):
+                request = CreateAndSealBatchRequest(
+                    object_ids=tuple(new.object_id for new in batch),
+                    evict_if_full=True,
+                    data=tuple(new.data for new in batch),
+                    metadata=tuple(new.metadata for new in batch),
+                    digests=tuple(new.digest for new in batch),
+                )
+                what = f"one of {len(batch):,} objects, from {batch[0].object_id} on"
+                self._when_there_is_room(partial(self._put_batch, request, what), deadline)
+                put += request.object_ids
+                found = self.get(request.object_ids)
+                leases += [lease for lease in found if lease is not None]
+                if None in found:
+                    raise StoreFullError("an object was evicted as soon as it was written: the store is too small")
+        except BaseException:
+            with suppress(StoreConnectionError):  # then nobody can tell any more
+                self.delete(put)
+            for lease in leases:
+                lease.release()
+            raise
+        return leases
+
+    def get(self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0) -> list[Lease | None]:
+        """Hold many objects in one call.
+
+        Args:
+            object_ids: any number; may repeat.
+            timeout: how long to wait for those that are not there, in seconds; 0 asks for what is there now,
+                None waits for ever.
+
+        Returns:
+            In the order asked: a lease each, or None for what could not be read in time.
+        """
+        leases = self._get_now(object_ids)
+        if timeout == 0 or None not in leases:
+            return leases
+        try:
+            absent = {object_id: None for object_id, lease in zip(object_ids, leases, strict=True) if not lease}
+            return self._wait(tuple(absent), timeout, object_ids)
+        finally:
+            for lease in leases:
+                if lease:
+                    lease.release()
+
+    def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:
+        """Tell of each object whether it can be read.
+
+        The protocol asks for one object at a time; many are asked for by a get, which makes those that are there
+        the most recently used ones.
+        """
+        if len(object_ids) <= _FEW:
+            return [self._call(ContainsRequest(object_id), ContainsReply).has_object for object_id in object_ids]
+        leases = self._get_now(object_ids)
+        for lease in leases:
+            if lease:
+                lease.release()
+        return [lease is not None for lease in leases]
+
+    def delete(self, object_ids: Sequence[ObjectID]) -> list[ErrorCode]:
+        """Delete objects; those in use go when the last lease does.
+
+        Returns:
+            In the order asked: OK, OBJECT_NOT_FOUND, or (remembered) OBJECT_NOT_SEALED, OBJECT_IN_USE.
+        """
+        return list(self._call(DeleteRequest(tuple(object_ids)), DeleteReply).errors) if object_ids else []
+
+    def list_objects(self) -> list[ObjectInfo]:
+        """Describe every object, also unsealed ones (whose digest is empty)."""
+        return list(self._call(ListRequest(), ListReply).objects)
+
+    def evict(self, nbytes: int) -> int:
+        """Evict the longest unused objects until `nbytes` bytes are free or none is left; returns bytes freed."""
+        return self._call(EvictRequest(nbytes), EvictReply).num_bytes
+
+    # One request at a time
+
+    def _turn(self, work: Callable[[_Session], _T], within: _Session | None = None) -> _T:
+        """Have the connection for one request and all that follows from it: as a whole, or it is given up.
+
+        Where it is broken, a new one is made; not `within` a session, whose objects would be unknown there.
+        A function, and not a context manager: an interrupt while one is entered would leave the lock taken.
+        """
+        session = within
+        try:
+            with self._lock:
+                session = session or self._open_session()
+                _settle_whole(session)
+                try:
+                    return work(session)
+                except StoreError:
+                    raise
+                except BaseException as error:
+                    if session.connection.is_busy or not isinstance(error, Exception):
+                        session.connection.fail(f"was left in the midst of a request, by a {type(error).__name__}")
+                    raise
+                finally:
+                    session.connection.is_busy = False
+                    _settle_whole(session)
+        finally:
+            if session is not None:
+                self._settle(session)
+
+    def _settle(self, session: _Session) -> None:
+        """Act on leases that have ended; where the lock is taken, whoever has it does so when they give it back."""
+        has_lock = True
+        while has_lock and session.has_notes:
+            taken: list[bool] = []
+            try:
+                taken.extend(map(self._lock.acquire, (False,)))  # in one step, so that no interrupt comes between
+                (has_lock,) = taken
+                if has_lock:
+                    _settle_whole(session)
+            finally:
+                if True in taken:
+                    self._lock.release()
+
+    def _call(self, request: Message, kind: type[_ReplyT]) -> _ReplyT:
+        return self._turn(lambda session: session.connection.call(request, kind)[0])
+
+    def _open_session(self) -> _Session:
+        if self._closed:
+            raise StoreConnectionError(f"this client of the store at {self.path} is closed")
+        old = self._session
+        if old is not None and not old.connection.broken:
+            return old
+        connection = StoreConnection.open(self.path, self._connect_timeout, self._reply_timeout)
+        try:
+            reply, _ = connection.call(ConnectRequest(), ConnectReply)
+        except BaseException:
+            connection.close()
+            raise
+        connection.is_busy = False
+        self._close_connections(old)
+        self._session = Session(connection, _next_call_sends_the_rest, self._settle)
+        self._capacity = reply.memory_capacity
+        return self._session
+
+    def _close_connections(self, session: _Session | None) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.close()
+        if session is not None:
+            session.close()
+
+    # Writing
+
+    @contextmanager
+    def _writing(
+        self, object_id: ObjectID, data_size: int, metadata: Buffer, timeout: float
+    ) -> Iterator[UnsealedObject]:
+        size = data_size + len(metadata)
+        if size > self.capacity:  # Apache's store would empty itself before it says no
+            raise StoreFullError(
+                f"object {object_id}: {size:,} bytes are more than the store's capacity of {self.capacity:,}"
+            )
+        request = CreateRequest(object_id, True, data_size, len(metadata))
+        created: list[tuple[_Session, Mapping, ObjectSpec]] = []  # within the turn, so that no interrupt comes between
+        unsealed: UnsealedObject | None = None
+
+        def seal(unsealed: UnsealedObject, digest: bytes | None) -> None:
+            ((session, mapping, spec),) = created
+            middle = spec.data_offset + data_size
+            if digest is None:
+                data = mapping.readable[spec.data_offset : middle]
+                digest = object_digest(data, mapping.readable[middle : spec.data_offset + size])
+            request = SealRequest(object_id, digest)
+
+            def work(session: _Session) -> None:
+                reply, _ = session.connection.call(request, SealReply)
+                check(reply.error, f"object {object_id}")
+                session.hold(object_id, spec)
+                unsealed.is_sealed = True
+
+            self._turn(work, session)
+
+        try:
+            what = f"object {object_id} of {size:,} bytes"
+            self._when_there_is_room(partial(self._create, request, what, created), time.monotonic() + timeout)
+            ((_, mapping, spec),) = created
+            middle = spec.data_offset + data_size
+            unsealed = UnsealedObject(object_id, mapping.writable[spec.data_offset : middle], seal)
+            mapping.writable[middle : spec.data_offset + size] = metadata
+            yield unsealed
+        finally:
+            if unsealed is not None:
+                unsealed.forget_data()
+            for session, _, _ in created:
+                if unsealed is not None and unsealed.is_sealed:
+                    session.give_back(object_id)
+                    self._settle(session)
+                else:
+                    self._abort(session, object_id)
+
+    def _create(
+        self, request: CreateRequest, what: str, created: list[tuple[_Session, Mapping, ObjectSpec]]
+    ) -> None:
+        def work(session: _Session) -> None:
+            reply, descriptors = session.connection.call(request, CreateReply)
+            check(reply.error, what)
+            assert reply.store_fd is not None  # the parser has checked both
+            assert reply.mmap_size is not None
+            session.map((reply.store_fd,), (reply.mmap_size,), descriptors)
+            created.append((session, session.mappings[reply.store_fd], reply.spec))
+
+        self._turn(work)
+
+    def _put_batch(self, request: CreateAndSealBatchRequest, what: str) -> None:
+        check(self._call(request, CreateAndSealBatchReply).error, what)
+
+    def _abort(self, session: _Session, object_id: ObjectID) -> None:
+        with suppress(StoreConnectionError):  # without a connection the store does so by itself
+            self._turn(lambda session: session.connection.call(AbortRequest(object_id), AbortReply), session)
+
+    @staticmethod
+    def _when_there_is_room(ask: Callable[[], None], deadline: float) -> None:
+        """Ask again while the store is full, until the deadline; the protocol has no way to wait for room."""
+        delay = RETRY_FIRST
+        while True:
+            try:
+                ask()
+                return
+            except StoreFullError:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise
+            time.sleep(min(delay, remaining))
+            delay = min(2 * delay, RETRY_LAST)
+
+    # Reading
+
+    def _get_now(self, object_ids: Sequence[ObjectID]) -> list[Lease | None]:
+        def work(session: _Session) -> list[Lease | None]:
+            unknown = tuple(object_id for object_id in dict.fromkeys(object_ids) if not session.holds(object_id))
+            found: list[ObjectID] = []
+            if unknown:
+                reply, descriptors = session.connection.call(GetRequest(unknown, 0), GetReply)
+                session.map(reply.store_fds, reply.mmap_sizes, descriptors)
+                for object_id, spec in zip(unknown, reply.specs, strict=True):
+                    if not spec.is_missing:
+                        session.hold(object_id, spec)
+                        found.append(object_id)
+            leases = [session.lease(object_id) for object_id in object_ids]
+            for object_id in found:
+                session.give_back(object_id)
+            return leases
+
+        return self._turn(work)
+
+    def _wait(
+        self, absent: tuple[ObjectID, ...], timeout: float | None, object_ids: Sequence[ObjectID]
+    ) -> list[Lease | None]:
+        """Wait for objects on a connection that holds them only until the main one does."""
+        milliseconds = wait_in_milliseconds(timeout)
+        patience = math.inf if milliseconds < 0 else milliseconds / 1000 + self._reply_timeout
+        with self._lock:
+            waiter = self._borrow_waiter()
+            self._waiting.add(waiter)
+        try:
+            reply, descriptors = waiter.call(GetRequest(absent, milliseconds), GetReply, patience)
+            close_descriptors(descriptors.values())
+            leases = self._get_now(object_ids)
+            for object_id, spec in zip(absent, reply.specs, strict=True):
+                if not spec.is_missing:
+                    waiter.post(ReleaseRequest(object_id))
+            with suppress(StoreConnectionError):
+                # When this is answered, the releases have been heard: no object is held by a get that is over.
+                waiter.call(ConnectRequest(), ConnectReply)
+                waiter.is_busy = False
+        finally:
+            with self._lock:
+                self._waiting.discard(waiter)
+                if waiter.is_busy or waiter.broken or self._closed:
+                    waiter.close()  # the store forgets the get, and releases what came
+                else:
+                    self._waiters.append(waiter)
+        return leases
+
+    def _borrow_waiter(self) -> StoreConnection:
+        if self._closed:
+            raise StoreConnectionError(f"this client of the store at {self.path} is closed")
+        return self._waiters.pop() if self._waiters else StoreConnection.open(self.path, 0.0, self._reply_timeout)
+
+    def _leave_to_parent(self) -> None:
+        """After a fork, in the child: let go of what is the parent's, without a word to the store."""
+        why = f"this client of the store at {self.path} was connected before a fork, by the parent"
+        self._lock = Lock()
+        for waiter in (*self._waiters, *self._waiting):
+            waiter.close(why)
+        self._waiters, self._waiting = [], set()
+        session, self._session = self._session, None
+        if session is not None:
+            session.connection.close(why)
+            session.close()
+
+
+def open_store(
+    path: str | os.PathLike[str] = DEFAULT_SOCKET, *, connect_timeout: float = 2.0, reply_timeout: float = 30.0
+) -> StoreClient:
+    """Connect to the store at a Unix socket; leaving the client's `with` block, or `close`, ends that.
+
+    Args:
+        path: the store's socket.
+        connect_timeout: how long to go on trying, in seconds, while nobody answers there.
+        reply_timeout: how long a request may take that needs no waiting, in seconds, before the store is given up.
+
+    Raises:
+        StoreConnectionError: no store answers.
+    """
+    client = StoreClient(os.fspath(path), connect_timeout, reply_timeout)
+    client.connect()
+    return client
+
+
+def _settle_whole(session: _Session) -> None:
+    """Settle, or give the connection up: what is interrupted between two bytes cannot go on."""
+    try:
+        session.settle()
+    except BaseException as error:
+        session.connection.fail(f"was left in the midst of a release, by a {type(error).__name__}")
+        raise
+
+
+def _next_call_sends_the_rest() -> None:
+    """Releases that the kernel does not take at once wait in the connection."""
+
+
+_clients: WeakSet[StoreClient] = WeakSet()
+
+
+def _leave_all_to_parent() -> None:
+    for client in list(_clients):
+        client._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_all_to_parent)

@@ -1,0 +1,100 @@
+"""One end of a connection to a store, waited for by `poll`: every wait has a deadline."""
+
+import math
+import select
+import time
+from contextlib import suppress
+from typing import Self, TypeVar
+
+from plasmastream._client import RETRY_FIRST, RETRY_LAST, Connection, UnixSocket, connect, no_store_answers
+from plasmastream._errors import StoreConnectionError
+from plasmastream.wire.plasma import Message, encode
+
+_LONGEST_POLL = 3600.0  # the kernel counts milliseconds in 32 bits
+
+_ReplyT = TypeVar("_ReplyT", bound=Message)
+
+
+class StoreConnection(Connection[UnixSocket]):
+    """A connection that is waited for by `poll`, each time to a deadline."""
+
+    @classmethod
+    def open(cls, path: str, connect_timeout: float, reply_timeout: float) -> Self:
+        """Connect, trying again for `connect_timeout` seconds.
+
+        Raises:
+            StoreConnectionError: no store answers.
+        """
+        deadline = time.monotonic() + connect_timeout
+        delay = RETRY_FIRST
+        while True:
+            try:
+                return cls(path, UnixSocket(connect(path)), reply_timeout)
+            except OSError as error:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise no_store_answers(path, error) from error
+            time.sleep(min(delay, remaining))
+            delay = min(2 * delay, RETRY_LAST)
+
+    def call(
+        self, request: Message, kind: type[_ReplyT], patience: float | None = None
+    ) -> tuple[_ReplyT, dict[int, int]]:
+        """Send a request, and wait `patience` seconds (`reply_timeout` if not given) for its reply and descriptors.
+
+        It stays busy, for whoever called to say when all consequences are drawn: what is interrupted before that
+        is of no use any more.
+        """
+        patience = self.reply_timeout if patience is None else patience
+        deadline = time.monotonic() + patience
+        self.is_busy = True
+        try:
+            self.post(request)
+        except Exception:
+            self.is_busy = not _is_mistaken(request)
+            raise
+        try:
+            while not self.flush_nowait():
+                self._wait(select.POLLOUT, deadline)
+            while (reply := self.take_reply(kind)) is None:
+                self._wait(select.POLLIN, deadline)
+                self._receive()
+        except TimeoutError:
+            raise self.fail(f"did not answer within {patience:g} s") from None
+        return reply
+
+    def hang_up(self) -> None:
+        """Have another thread, which waits for a reply, give up and close the connection."""
+        self.broken = self.broken or f"this client of the store at {self.path} is closed"
+        with suppress(OSError):
+            self._transport.shut_down()
+
+    def _wait(self, event: int, deadline: float) -> None:
+        if self.broken:
+            raise StoreConnectionError(self.broken)
+        poll = select.poll()
+        poll.register(self._transport, event)
+        while True:
+            remaining = deadline - time.monotonic()
+            if poll.poll(math.ceil(1000 * max(0.0, min(remaining, _LONGEST_POLL)))):
+                return
+            if remaining <= 0:
+                raise TimeoutError
+
+    def _receive(self) -> None:
+        try:
+            received = self._transport.receive_nowait(self._wire.get_buffer())
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise self.fail_by(error) from error
+        self.take_in(*received)
+
+
+def _is_mistaken(request: Message) -> bool:
+    """Whether a request cannot be sent by anybody, so that its failure says nothing about a connection."""
+    try:
+        encode(request)
+    except Exception:
+        return True
+    return False

@@ -1,0 +1,147 @@
+"""What `sync` and `plasma-stream-cli` do: requests in words, carried out by a server."""
+
+import ipaddress
+import socket
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+import attrs
+import trio
+
+from plasmastream._errors import PeerError, PlasmastreamError
+from plasmastream._object_id import ObjectID
+from plasmastream.cli._run import ExitStatus, UsageError, complain
+from plasmastream.cli._types import Address, read_address
+from plasmastream.peer import PeerClient, PeerRequest, Status, TransferKind, describe_status, open_peer
+
+_GRAMMAR = "a request is written as COPY|TAKE HOST:PORT ID [ID...]"
+
+
+@attrs.frozen
+class Request:
+    """One peer request, its source still by name."""
+
+    kind: TransferKind
+    source: Address
+    object_ids: tuple[ObjectID, ...]
+
+    def __str__(self) -> str:
+        count = len(self.object_ids)
+        return f"{self.kind.name} {self.source}, {count:,} object{'s' if count > 1 else ''}"
+
+
+def read_requests(words: Iterable[str]) -> list[Request]:
+    """Read requests, each of which begins with COPY or TAKE, in either case.
+
+    Raises:
+        UsageError: the words make no sense.
+    """
+    groups: list[list[str]] = []
+    for word in words:
+        if word.upper() in TransferKind.__members__:
+            groups.append([word])
+        elif not groups:
+            raise UsageError(f"{_GRAMMAR}, and {word!r} begins none")
+        else:
+            groups[-1].append(word)
+    return [_read_request(group) for group in groups]
+
+
+def _read_request(words: Sequence[str]) -> Request:
+    kind, *rest = words
+    if len(rest) < 2:
+        raise UsageError(f"{_GRAMMAR}, not as {' '.join(words)!r}")
+    try:
+        source = read_address(rest[0])
+        return Request(TransferKind[kind.upper()], source, tuple(map(ObjectID.from_hex, rest[1:])))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def read_lines(lines: Iterable[str]) -> list[Request]:
+    """Read requests, one a line; empty lines and those that begin with `#` are skipped.
+
+    Raises:
+        UsageError: a line makes no sense; it says which.
+    """
+    requests: list[Request] = []
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if words and not words[0].startswith("#"):
+            try:
+                requests += read_requests(words)
+            except UsageError as error:
+                raise UsageError(f"line {number}: {error}") from None
+    return requests
+
+
+async def resolve(request: Request) -> PeerRequest:
+    """Look up where a request leads to: the protocol carries IP addresses only.
+
+    Of several addresses, the first of IPv4 is taken: servers of the first implementation cannot read others.
+
+    Raises:
+        PeerError: there is no such host.
+    """
+    host, port = request.source.host, request.source.port
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no host can have this name"
+        raise PeerError(f"{host} is not a host that is known here: {reason}") from error
+    first = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    address = ipaddress.ip_address(str(first[4][0]).partition("%")[0])
+    return PeerRequest(request.kind, address, port, request.object_ids)
+
+
+async def sync_all(server: Address, words: Sequence[str], timeout: float | None) -> int:
+    """Have a server carry out all requests at once, given as words, or else as lines of standard input.
+
+    Prints a line with the outcome of each.
+
+    Returns:
+        The exit status: FAILED where a request did.
+
+    Raises:
+        UsageError: a request makes no sense, or there is none.
+    """
+    if not words and sys.stdin.isatty():
+        complain("plasmastream", f"reading requests, one a line until Ctrl-D; {_GRAMMAR}")
+    requests = read_requests(" ".join(words).split()) if words else read_lines(sys.stdin)
+    if not requests:
+        raise UsageError(f"nothing was asked for; {_GRAMMAR}")
+    peer_requests = [await resolve(request) for request in requests]
+    async with open_peer(server.host, server.port) as peer:
+        statuses = await peer.sync(peer_requests, timeout=timeout)
+    for request, status in zip(requests, statuses, strict=True):
+        print(f"{request}: {describe_status(status)}")
+    return ExitStatus.DONE if all(status == Status.SUCCESS for status in statuses) else ExitStatus.FAILED
+
+
+async def sync_line_by_line(program: str, server: Address) -> int:
+    """Have a server carry out each line of standard input, one after the other.
+
+    Prints the time that it took in milliseconds, or the error.
+
+    Returns:
+        The exit status: FAILED where a line did.
+    """
+    status = ExitStatus.DONE
+    async with open_peer(server.host, server.port) as peer:
+        for number, line in enumerate(sys.stdin, start=1):
+            try:
+                for request in read_lines([line]):
+                    await _sync_one(peer, request)
+            except (UsageError, PlasmastreamError) as error:
+                complain(program, f"line {number}: {str(error).removeprefix('line 1: ')}")
+                status = ExitStatus.FAILED
+    return status
+
+
+async def _sync_one(peer: PeerClient, request: Request) -> None:
+    started = time.perf_counter()
+    (status,) = await peer.sync([await resolve(request)])
+    if status != Status.SUCCESS:
+        raise PlasmastreamError(f"{request}: {describe_status(status)}")
+    print(f"{1000 * (time.perf_counter() - started):.3f} ms", flush=True)

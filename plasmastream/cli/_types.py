@@ -1,0 +1,109 @@
+"""What arguments mean: each type reads its text, and says what is wrong with it."""
+
+import re
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import attrs
+from cyclopts import CoercionError, Parameter, Token
+from cyclopts.validators import Number
+
+from plasmastream._object_id import ObjectID
+from plasmastream.store import DEFAULT_SOCKET
+
+_T = TypeVar("_T")
+
+_UNITS = {
+    "": 1,
+    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", start=1)},
+    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", start=1)},
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]i?b|)", re.IGNORECASE | re.ASCII)
+
+
+@attrs.frozen
+class Address:
+    """Where a server listens: a name or an IP address, and a TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def read_size(text: str) -> int:
+    """Read a number of bytes: 4GiB, 256MiB, 10GB, 1.5TiB, 4096.
+
+    Raises:
+        ValueError: it is none, or less than 1 byte.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    size = int(Decimal(found[1]) * _UNITS[found[2].lower()]) if found else 0
+    if not 0 < size < 1 << 62:
+        raise ValueError(f"a size is written as 4GiB, 256MiB, 10GB, or as a number of bytes, not as {text!r}")
+    return size
+
+
+def read_address(text: str) -> Address:
+    """Read HOST, HOST:PORT, [IPV6] or [IPV6]:PORT.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from plasmastream.peer import parse_address
+
+    return Address(*parse_address(text))
+
+
+def show_size(size: int) -> str:
+    """Write a number of bytes as `read_size` reads it, by the largest unit that has no rest."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size and size % 1024**power == 0:
+            return f"{size // 1024**power}{unit}"
+    return str(size)
+
+
+def _reader(read: Callable[[str], _T]) -> Callable[[Any, Sequence[Token]], _T]:
+    def convert(_: Any, tokens: Sequence[Token]) -> _T:
+        try:
+            return read(tokens[0].value)
+        except ValueError as error:
+            raise CoercionError(msg=str(error), token=tokens[0]) from None
+
+    return convert
+
+
+Id: TypeAlias = Annotated[
+    ObjectID, Parameter(converter=_reader(ObjectID.from_hex), n_tokens=1, accepts_keys=False)
+]
+Ids: TypeAlias = Annotated[tuple[Id, ...], Parameter(name="ID", negative=())]
+Size: TypeAlias = Annotated[int, Parameter(converter=_reader(read_size), n_tokens=1, show_default=show_size)]
+Server: TypeAlias = Annotated[
+    Address, Parameter(converter=_reader(read_address), n_tokens=1, accepts_keys=False, show_default=str)
+]
+Port: TypeAlias = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
+Seconds: TypeAlias = Annotated[float, Parameter(validator=Number(gte=0))]
+Count: TypeAlias = Annotated[int, Parameter(validator=Number(gte=1))]
+Flag: TypeAlias = Annotated[bool, Parameter(negative=())]
+Directory: TypeAlias = Annotated[str | None, Parameter(name=("--directory", "-d"))]
+PlasmaSocket: TypeAlias = Annotated[str, Parameter(name=("--plasma-socket", "-s"), env_var="PLASMA_SOCKET")]
+
+__all__ = [
+    "DEFAULT_SOCKET",
+    "Address",
+    "Count",
+    "Directory",
+    "Flag",
+    "Id",
+    "Ids",
+    "PlasmaSocket",
+    "Port",
+    "Seconds",
+    "Server",
+    "Size",
+    "read_address",
+    "read_size",
+    "show_size",
+]

@@ -1,0 +1,32 @@
+"""`plasmastream put`."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from plasmastream.cli._objects import put_files
+from plasmastream.cli._types import DEFAULT_SOCKET, Id, PlasmaSocket
+
+
+async def put(
+    files: Annotated[tuple[str, ...], Parameter(name="FILE", allow_leading_hyphen=True, negative=())],
+    /,
+    *,
+    object_id: Annotated[Id | None, Parameter(name="--id")] = None,
+    metadata: str = "",
+    plasma_socket: PlasmaSocket = DEFAULT_SOCKET,
+) -> None:
+    """Put files into the store, and print the id of each object, a line each.
+
+    Parameters
+    ----------
+    files
+        What to put; `-` is standard input.
+    object_id
+        The id to give, 40 hexadecimal digits; with one file only. Without it, each object gets a random one.
+    metadata
+        Text to be the metadata of each object.
+    plasma_socket
+        The store's Unix socket.
+    """
+    await put_files(files, object_id, metadata.encode(), plasma_socket)

@@ -1,0 +1,332 @@
+"""`PeerServer`: a store's objects for other machines, and other machines' objects for the store.
+
+A task serves each connection; a SYNC has one more for each peer it names. A connection that fails ends alone.
+"""
+
+import ipaddress
+import logging
+import math
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import attrs
+import trio
+
+from plasmastream._errors import PeerError, ProtocolError, RemoteProtocolError, StoreError
+from plasmastream._listening import accept_connections
+from plasmastream._object_id import ObjectID
+from plasmastream.peer._client import PeerTimeouts
+from plasmastream.peer._dispatcher import Claims, Dispatcher
+from plasmastream.peer._sender import send_objects
+from plasmastream.peer._transport import DEFAULT_PORT, PeerStalledError, TcpTransport, format_address
+from plasmastream.store._object_store import Lease, ObjectStore
+from plasmastream.wire.stream import (
+    NEED_DATA,
+    ConnectionClosed,
+    Event,
+    Limits,
+    ServerConnection,
+    Status,
+    SyncRequested,
+    TransferKind,
+    TransferRequested,
+)
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_MAX_CONNECTIONS = 128
+
+_Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@attrs.frozen
+class ServerTimeouts:
+    """How patient a server is, all in seconds."""
+
+    idle: float = 300.0
+    """With a connection on which nothing more is asked."""
+    progress: float = 30.0
+    """With a new connection for its first byte, with a request that has begun for all of it, and with an answer under
+    way for any byte to move."""
+    objects: float = 0.01
+    """For objects that are asked for and not there yet (the first implementation's `--plasma-timeout`)."""
+    fetching: PeerTimeouts = attrs.Factory(PeerTimeouts)
+    """With the peers that SYNC requests name."""
+
+
+class PeerServer:
+    """A Plasma Stream server beside a store.
+
+    Args:
+        store: where the objects are.
+        host: the address to listen at; the default is reached from this machine only. There is no authentication:
+            whoever reaches the port may read, and by TAKE delete, every object.
+        port: the TCP port; 0 lets the system choose one, see `address`.
+        max_connections: at this number the listener stops accepting until one ends.
+        timeouts: how patient to be.
+        limits: what is accepted.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        host: str = "127.0.0.1",
+        port: int = DEFAULT_PORT,
+        max_connections: int = DEFAULT_MAX_CONNECTIONS,
+        timeouts: ServerTimeouts | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._port = port
+        self._max_connections = max_connections
+        self._timeouts = timeouts or ServerTimeouts()
+        self._limits = limits or Limits()
+        self._taking = Claims()
+        self._dispatcher = Dispatcher(store, self._timeouts.fetching)
+        self._scope = trio.CancelScope()
+        self._accepting = trio.CancelScope()
+        self._idle: set[trio.CancelScope] = set()
+        self.address = ("", 0)
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until `shut_down`, or until cancelled. `task_status` is started when peers can connect.
+
+        Raises:
+            PeerError: the address cannot be listened at.
+        """
+        listener = await _listen(self._host, self._port)
+        with listener:
+            self.address = listener.getsockname()[:2]
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    task_status.started()
+                    with self._accepting:
+                        await accept_connections(
+                            listener, self._serve_connection, nursery, self._max_connections
+                        )
+                    listener.close()
+
+    def shut_down(self, grace: float) -> None:
+        """Stop accepting; let transfers under way end within `grace` seconds; then `serve` returns."""
+        self._scope.deadline = trio.current_time() + grace
+        self._accepting.cancel()
+        for scope in self._idle:
+            scope.cancel()
+
+    @contextmanager
+    def _may_stop(self, scope: trio.CancelScope) -> Iterator[None]:
+        """A block of a cancel scope that a shutdown may cut short: nothing is under way in it."""
+        self._idle.add(scope)
+        if self._accepting.cancel_called:
+            scope.cancel()
+        try:
+            yield
+        finally:
+            self._idle.discard(scope)
+
+    async def _serve_connection(self, sock: socket.socket) -> None:
+        transport = TcpTransport(sock)
+        try:
+            await _Session(self, transport).run()
+        except ProtocolError as error:
+            _log.warning("%s: request refused, connection closed: %s", transport.peer, error)
+        except PeerError as error:
+            _log.info("%s", error)
+        finally:
+            transport.abort()  # without effect where it was closed in order
+
+
+class _Session:
+    """One connection: requests in order, each answered before the next is read."""
+
+    def __init__(self, server: PeerServer, transport: TcpTransport) -> None:
+        self._server = server
+        self._transport = transport
+        self._connection = ServerConnection(server._limits)
+        self._timeouts = server._timeouts
+        self._has_asked = False
+
+    async def run(self) -> None:
+        """Serve until the client is done, or given up."""
+        event = await self._next_request()
+        while event is not None and not isinstance(event, ConnectionClosed):
+            match event:
+                case TransferRequested(kind=TransferKind.COPY):
+                    event = await self._copy(event)
+                case TransferRequested():
+                    event = await self._take(event)
+                case SyncRequested():
+                    await self._sync(event)
+                    event = await self._next_request()
+        self._transport.close()
+
+    async def _next_request(self) -> Event | None:
+        """The next request, or the clean end; None where the connection stays idle, or the server shuts down."""
+        with trio.CancelScope() as scope, self._server._may_stop(scope):
+            return await self._read_request()
+        return None
+
+    async def _read_request(self) -> Event | None:
+        # From its first byte on, a request has a deadline as a whole: trickling does not keep a connection.
+        deadline = math.inf
+        while (event := self._connection.next_event()) is NEED_DATA:
+            timeout = self._timeouts.idle if self._has_asked else self._timeouts.progress
+            try:
+                with self._connection.get_buffer() as buffer:
+                    patience = min(timeout, deadline - trio.current_time())
+                    nbytes = await self._transport.receive_into(buffer, timeout=patience)
+            except PeerStalledError:
+                if deadline == math.inf:
+                    return None
+                raise
+            if nbytes:
+                self._connection.advance(nbytes)
+                deadline = min(deadline, trio.current_time() + self._timeouts.progress)
+            else:
+                self._connection.receive_eof()
+        assert isinstance(event, Event)
+        self._has_asked = True
+        return event
+
+    async def _copy(self, request: TransferRequested) -> Event | None:
+        """Answer a COPY, and return what comes next."""
+        if self._server._taking.overlap(request.object_ids):
+            await self._refuse(Status.SCHEDULED_FOR_DELETION)
+        else:
+            leases = await self._hold(request.object_ids)
+            try:
+                if leases:
+                    await self._send(leases)
+            finally:
+                for lease in leases:
+                    lease.release()
+        return await self._next_request()
+
+    async def _take(self, request: TransferRequested) -> Event | None:
+        """Answer a TAKE, and return what comes next: only that shows that the client has the objects, and they go.
+
+        It shows nothing when it was there before the answer had left: a client that sends ahead, or ends its half of
+        the connection ahead, says so without having read. A shutdown waits for what comes.
+        """
+        taking = self._server._taking
+        if taking.overlap(request.object_ids):
+            await self._refuse(Status.SCHEDULED_FOR_DELETION)
+        else:
+            with taking.claim(request.object_ids):
+                leases = await self._hold(request.object_ids)
+                try:
+                    if leases and (shows := await self._send(leases)) is not None:
+                        event = await self._read_request()
+                        if not shows:
+                            _log.warning(
+                                "%s went on before it could have read what it takes; nothing is deleted",
+                                self._transport.peer,
+                            )
+                        elif event is not None:
+                            await self._delete(request.object_ids)
+                        return event
+                finally:
+                    for lease in leases:
+                        lease.release()
+        return await self._next_request()
+
+    async def _hold(self, object_ids: Sequence[ObjectID]) -> list[Lease]:
+        """Hold all objects; where that cannot be, refuse and hold none."""
+        try:
+            leases = await self._server._store.get(object_ids, timeout=self._timeouts.objects)
+        except StoreError as error:
+            _log.warning("%s: the store failed: %s", self._transport.peer, error)
+            await self._refuse(Status.STORE_ERROR)
+            return []
+        held = [lease for lease in leases if lease is not None]
+        if len(held) < len(leases):
+            for lease in held:
+                lease.release()
+            await self._refuse(Status.NOT_FOUND)
+            return []
+        return held
+
+    async def _send(self, leases: Sequence[Lease]) -> bool | None:
+        """Send objects, or refuse where one is too large for the protocol.
+
+        Returns:
+            Whether what comes next shows that the client has read them; None after a refusal.
+        """
+        for lease in leases:
+            status = self._server._limits.check_sizes(len(lease.metadata), len(lease.data))
+            if status is not None:
+                await self._refuse(status)
+                return None
+        return await send_objects(self._connection, self._transport, leases, timeout=self._timeouts.progress)
+
+    async def _refuse(self, status: Status) -> None:
+        self._connection.refuse(status)
+        await self._transport.send(self._connection.data_to_send(), timeout=self._timeouts.progress)
+
+    async def _delete(self, object_ids: Sequence[ObjectID]) -> None:
+        try:
+            await self._server._store.delete(object_ids)
+        except StoreError as error:
+            count = len(object_ids)
+            _log.warning("%s took %d objects, which could not be deleted: %s", self._transport.peer, count, error)
+
+    async def _sync(self, request: SyncRequested) -> None:
+        for peer in request.peer_requests:
+            if self._is_this_server(peer.address, peer.port):
+                raise RemoteProtocolError(f"the SYNC names this server itself, {peer.address} port {peer.port}")
+        statuses = await self._server._dispatcher.sync(request.peer_requests)
+        self._connection.answer_sync(statuses)
+        await self._transport.send(self._connection.data_to_send(), timeout=self._timeouts.progress)
+
+    def _is_this_server(self, address: _Address, port: int) -> bool:
+        host, own_port = self._server.address
+        if port != own_port:
+            return False
+        bound, named = _plain(ipaddress.ip_address(host.partition("%")[0])), _plain(address)
+        if named.is_unspecified:  # connecting to it reaches the loopback address
+            named = ipaddress.ip_address("127.0.0.1" if named.version == 4 else "::1")
+        return _is_local(named) if bound.is_unspecified else named == bound
+
+
+def _plain(address: _Address) -> _Address:
+    """An address without the IPv6 form that an IPv4 one can have."""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address
+
+
+def _is_local(address: _Address) -> bool:
+    """Whether an address is one of this machine's: it is when a socket can be bound to it."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError:
+            return False
+    return True
+
+
+async def _listen(host: str, port: int) -> socket.socket:
+    where = format_address((host, port))
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6 and address[0] == "::":
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            listener.bind(address)
+            listener.listen(128)
+        except OSError:
+            listener.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        reason = (error.strerror or error) if isinstance(error, OSError) else "no host can have this name"
+        raise PeerError(f"{where} cannot be listened at: {reason}") from error
+    return listener

@@ -1,0 +1,32 @@
+"""Objects in shared memory: the store, its server, and what programs hold of it."""
+
+from plasmastream._client import DEFAULT_SOCKET
+from plasmastream.store._client import StoreClient, open_store
+from plasmastream.store._core import DEFAULT_MAX_OBJECTS, StoreCore
+from plasmastream.store._embedded import EmbeddedStore
+from plasmastream.store._object_store import (
+    Buffer,
+    FileSlice,
+    Lease,
+    NewObject,
+    ObjectStore,
+    UnsealedObject,
+)
+from plasmastream.store._server import DEFAULT_MAX_CONNECTIONS, serve_store
+
+__all__ = [
+    "DEFAULT_MAX_CONNECTIONS",
+    "DEFAULT_MAX_OBJECTS",
+    "DEFAULT_SOCKET",
+    "Buffer",
+    "EmbeddedStore",
+    "FileSlice",
+    "Lease",
+    "NewObject",
+    "ObjectStore",
+    "StoreClient",
+    "StoreCore",
+    "UnsealedObject",
+    "open_store",
+    "serve_store",
+]

@@ -1,0 +1,442 @@
+"""`StoreClient`: any Plasma store behind a Unix socket, on Trio or asyncio. Ours or Apache's own.
+
+A store counts a connection's hold on an object once, however often it is asked, so the client counts its leases
+itself and tells the store when the last one goes. All leases belong to one connection. A get that has to wait
+occupies its connection until it is answered, and can only be called off by closing it; so it waits on a connection
+of its own, which never holds anything longer than it takes the main one to get hold of it too.
+
+When the connection breaks, whoever uses it is told; the next call connects anew.
+"""
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from plasmastream._client import (
+    DEFAULT_SOCKET,
+    RETRY_FIRST,
+    RETRY_LAST,
+    Buffer,
+    Lease,
+    NewObject,
+    Session,
+    batches,
+    check,
+    close_descriptors,
+    octets,
+    wait_in_milliseconds,
+)
+from plasmastream._errors import StoreConnectionError, StoreFullError
+from plasmastream._object_id import ObjectID
+from plasmastream.store._object_store import UnsealedObject
+from plasmastream.store._session import StoreConnection
+from plasmastream.wire.plasma import (
+    AbortReply,
+    AbortRequest,
+    ConnectReply,
+    ConnectRequest,
+    ContainsReply,
+    ContainsRequest,
+    CreateAndSealBatchReply,
+    CreateAndSealBatchRequest,
+    CreateReply,
+    CreateRequest,
+    DeleteReply,
+    DeleteRequest,
+    ErrorCode,
+    EvictReply,
+    EvictRequest,
+    GetReply,
+    GetRequest,
+    ListReply,
+    ListRequest,
+    Message,
+    ObjectInfo,
+    ObjectSpec,
+    ReleaseRequest,
+    SealReply,
+    SealRequest,
+    object_digest,
+)
+
+_BATCH_BYTES = 4 << 20
+_BATCH_OBJECTS = 4096
+_FEW = 8
+_DIGEST_IN_THREAD = 1 << 20
+
+_ReplyT = TypeVar("_ReplyT", bound=Message)
+_RoomReplyT = TypeVar("_RoomReplyT", CreateReply, CreateAndSealBatchReply)
+
+
+class StoreClient:
+    """An `ObjectStore` over a Unix socket. Made by `open_store`; not for use from several threads.
+
+    Methods may be called from many tasks at once. Besides the errors that `ObjectStore` names, each may raise
+    StoreConnectionError when the store does not answer, broke the connection, or the client is closed.
+    """
+
+    def __init__(self, path: str, connect_timeout: float, reply_timeout: float) -> None:
+        self.path = path
+        """The store's socket."""
+        self._connect_timeout = connect_timeout
+        self._reply_timeout = reply_timeout
+        self._lock = anyio.Lock()
+        self._session: Session[StoreConnection] | None = None
+        self._waiters: list[StoreConnection] = []  # idle ones
+        self._waiting: set[StoreConnection] = set()
+        self._unsent = anyio.Event()
+        self._capacity = 0
+        self._closed = False
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of data and metadata that all objects together may have."""
+        return self._capacity
+
+    @asynccontextmanager
+    async def create(
+        self, object_id: ObjectID, data_size: int, metadata: Buffer = b"", *, timeout: float = 0.0
+    ) -> AsyncIterator[UnsealedObject]:
+        """Make an object to be written in the `async with` block: see `ObjectStore.create`."""
+        session, spec = await self._create(object_id, data_size, len(metadata), timeout)
+        middle = spec.data_offset + spec.data_size
+        mapping = session.mappings[spec.segment_index]
+
+        async def seal(digest: bytes | None) -> None:
+            if digest is None:
+                data = mapping.readable[spec.data_offset : middle]
+                metadata = mapping.readable[middle : middle + spec.metadata_size]
+                if spec.data_size > _DIGEST_IN_THREAD:
+                    digest = await anyio.to_thread.run_sync(object_digest, data, metadata)
+                else:
+                    digest = object_digest(data, metadata)
+            reply, _, _ = await self._call(SealRequest(object_id, digest), SealReply, within=session)
+            check(reply.error, f"object {object_id}")
+            # Nobody ran between the reply and here, so no get can have missed it.
+            session.hold(object_id, spec)
+
+        unsealed = UnsealedObject(object_id, mapping.writable[spec.data_offset : middle], seal)
+        try:
+            mapping.writable[middle : middle + spec.metadata_size] = metadata
+            yield unsealed
+        finally:
+            unsealed.forget_data()
+            if unsealed.is_sealed:
+                session.give_back(object_id)
+                session.settle()
+            else:
+                await self._abort(session, object_id)
+
+    async def put(self, data: Buffer, metadata: Buffer = b"", *, object_id: ObjectID | None = None) -> ObjectID:
+        """Create, write and seal an object in one call.
+
+        Args:
+            data: its bytes.
+            metadata: its metadata.
+            object_id: its name; a random one where none is given.
+
+        Returns:
+            Its name.
+
+        Raises:
+            ObjectExistsError: the id is taken.
+            StoreFullError: it does not fit.
+        """
+        object_id = object_id or ObjectID.random()
+        source = octets(data)
+        async with self.create(object_id, len(source), metadata) as unsealed:
+            unsealed.data[:] = source
+            await unsealed.seal()
+        return object_id
+
+    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:
+        """Create and seal many small objects with few round trips: see `ObjectStore.put_many`."""
+        deadline = anyio.current_time() + timeout
+        put: list[ObjectID] = []
+        leases: list[Lease] = []
+        try:
+            for batch in batches(objects, _BATCH_OBJECTS, _BATCH_BYTES):
+                request = CreateAndSealBatchRequest(
+                    object_ids=tuple(new.object_id for new in batch),
+                    evict_if_full=True,
+                    data=tuple(new.data for new in batch),
+                    metadata=tuple(new.metadata for new in batch),
+                    digests=tuple(new.digest for new in batch),
+                )
+                what = f"one of {len(batch):,} objects, from {batch[0].object_id} on"
+                await self._call_for_room(request, CreateAndSealBatchReply, what, deadline)
+                put += request.object_ids
+                found = await self.get(request.object_ids)
+                leases += [lease for lease in found if lease is not None]
+                if None in found:
+                    raise StoreFullError("an object was evicted as soon as it was written: the store is too small")
+        except BaseException:
+            await self._take_back(put)
+            for lease in leases:
+                lease.release()
+            raise
+        return leases
+
+    async def get(
+        self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0
+    ) -> list[Lease | None]:
+        """Hold many objects in one call: see `ObjectStore.get`."""
+        leases = await self._get_now(object_ids)
+        if timeout == 0 or None not in leases:
+            return leases
+        try:
+            absent = {object_id: None for object_id, lease in zip(object_ids, leases, strict=True) if not lease}
+            found = await self._wait(tuple(absent), timeout, object_ids)
+        finally:
+            for lease in leases:
+                if lease:
+                    lease.release()
+        return found
+
+    async def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:
+        """Tell of each object whether it can be read.
+
+        The protocol asks for one object at a time; many are asked for by a get, which makes those that are there
+        the most recently used ones.
+        """
+        if len(object_ids) <= _FEW:
+            found = []
+            for object_id in object_ids:
+                reply, _, _ = await self._call(ContainsRequest(object_id), ContainsReply)
+                found.append(reply.has_object)
+            return found
+        leases = await self._get_now(object_ids)
+        for lease in leases:
+            if lease:
+                lease.release()
+        return [lease is not None for lease in leases]
+
+    async def delete(self, object_ids: Sequence[ObjectID]) -> list[ErrorCode]:
+        """Delete objects; those in use go when the last lease does: see `ObjectStore.delete`."""
+        if not object_ids:
+            await anyio.lowlevel.checkpoint()
+            return []
+        reply, _, _ = await self._call(DeleteRequest(tuple(object_ids)), DeleteReply)
+        return list(reply.errors)
+
+    async def list_objects(self) -> list[ObjectInfo]:
+        """Describe every object, also unsealed ones (whose digest is empty)."""
+        reply, _, _ = await self._call(ListRequest(), ListReply)
+        return list(reply.objects)
+
+    async def evict(self, nbytes: int) -> int:
+        """Evict the longest unused objects until `nbytes` bytes are free; returns bytes freed."""
+        reply, _, _ = await self._call(EvictRequest(nbytes), EvictReply)
+        return reply.num_bytes
+
+    async def _call(
+        self, request: Message, kind: type[_ReplyT], *, within: Session[StoreConnection] | None = None
+    ) -> tuple[_ReplyT, dict[int, int], Session[StoreConnection]]:
+        """Send a request, wait for its reply, and say in which session that was.
+
+        Where the connection is broken, a new one is made; not `within` a session, whose objects would be unknown there.
+        """
+        async with self._lock:
+            session = within or await self._open_session()
+            session.settle()
+            try:
+                reply, descriptors = await session.connection.call(request, kind)
+                return reply, descriptors, session
+            finally:
+                session.settle()
+
+    async def _open_session(self) -> Session[StoreConnection]:
+        if self._closed:
+            raise StoreConnectionError(f"this client of the store at {self.path} is closed")
+        if self._session is None or self._session.connection.broken:
+            connection = await StoreConnection.open(self.path, self._connect_timeout, self._reply_timeout)
+            session = Session(connection, self._note_unsent)
+            try:
+                if self._closed:
+                    raise StoreConnectionError(f"this client of the store at {self.path} is closed")
+                reply, _ = await connection.call(ConnectRequest(), ConnectReply)
+            except BaseException:
+                session.close()
+                raise
+            self._close_connections()
+            self._session = session
+            self._capacity = reply.memory_capacity
+        return self._session
+
+    async def _create(
+        self, object_id: ObjectID, data_size: int, metadata_size: int, timeout: float
+    ) -> tuple[Session[StoreConnection], ObjectSpec]:
+        size = data_size + metadata_size
+        if size > self._capacity:  # Apache's store would empty itself before it says no
+            raise StoreFullError(
+                f"object {object_id}: {size:,} bytes are more than the store's capacity of {self._capacity:,}"
+            )
+        request = CreateRequest(object_id, True, data_size, metadata_size)
+        deadline = anyio.current_time() + timeout
+        what = f"object {object_id} of {size:,} bytes"
+        reply, descriptors, session = await self._call_for_room(request, CreateReply, what, deadline)
+        assert reply.store_fd is not None  # the parser has checked both
+        assert reply.mmap_size is not None
+        session.map((reply.store_fd,), (reply.mmap_size,), descriptors)
+        return session, reply.spec
+
+    async def _call_for_room(
+        self, request: Message, kind: type[_RoomReplyT], what: str, deadline: float
+    ) -> tuple[_RoomReplyT, dict[int, int], Session[StoreConnection]]:
+        """Ask again while the store is full, until the deadline; the protocol has no way to wait for room."""
+        delay = RETRY_FIRST
+        while True:
+            reply, descriptors, session = await self._call(request, kind)
+            remaining = deadline - anyio.current_time()
+            if reply.error is not ErrorCode.OUT_OF_MEMORY or remaining <= 0:
+                check(reply.error, what)
+                return reply, descriptors, session
+            await anyio.sleep(min(delay, remaining))
+            delay = min(2 * delay, RETRY_LAST)
+
+    async def _abort(self, session: Session[StoreConnection], object_id: ObjectID) -> None:
+        with anyio.CancelScope(shield=True):  # each call has a deadline of its own
+            try:
+                await self._call(AbortRequest(object_id), AbortReply, within=session)
+            except StoreConnectionError:
+                return  # then the store has aborted it by itself
+
+    async def _take_back(self, object_ids: Sequence[ObjectID]) -> None:
+        with anyio.CancelScope(shield=True):
+            try:
+                await self.delete(object_ids)
+            except StoreConnectionError:
+                return  # nobody can tell any more
+
+    async def _get_now(self, object_ids: Sequence[ObjectID]) -> list[Lease | None]:
+        async with self._lock:
+            session = await self._open_session()
+            session.settle()
+            distinct = dict.fromkeys(object_ids)
+            unknown = tuple(object_id for object_id in distinct if not session.holds(object_id))
+            # Another task may let go, while the store is asked, of what is known now.
+            kept = [object_id for object_id in distinct if session.holds(object_id)]
+            for object_id in kept:
+                session.hold(object_id)
+            try:
+                if unknown:
+                    reply, descriptors = await session.connection.call(GetRequest(unknown, 0), GetReply)
+                    session.map(reply.store_fds, reply.mmap_sizes, descriptors)
+                    for object_id, spec in zip(unknown, reply.specs, strict=True):
+                        if not spec.is_missing:
+                            session.hold(object_id, spec)
+                            kept.append(object_id)
+                return [session.lease(object_id) for object_id in object_ids]
+            finally:
+                for object_id in kept:
+                    session.give_back(object_id)
+                session.settle()
+
+    async def _wait(
+        self, absent: tuple[ObjectID, ...], timeout: float | None, object_ids: Sequence[ObjectID]
+    ) -> list[Lease | None]:
+        waiter = await self._borrow_waiter()
+        self._waiting.add(waiter)
+        try:
+            milliseconds = wait_in_milliseconds(timeout)
+            patience = None if milliseconds < 0 else milliseconds / 1000 + waiter.reply_timeout
+            with anyio.fail_after(patience):
+                reply, descriptors = await waiter.exchange(GetRequest(absent, milliseconds), GetReply)
+            close_descriptors(descriptors.values())
+            leases = await self._get_now(object_ids)
+        except TimeoutError:
+            raise waiter.fail("does not answer a get") from None
+        except BaseException:
+            waiter.close()  # the store forgets the get
+            raise
+        finally:
+            self._waiting.discard(waiter)
+        for object_id, spec in zip(absent, reply.specs, strict=True):
+            if not spec.is_missing:
+                waiter.post(ReleaseRequest(object_id))
+        try:
+            # When this is answered, the releases have been heard: nobody finds an object held by a get that is over.
+            await waiter.call(ConnectRequest(), ConnectReply)
+        except StoreConnectionError:
+            return leases  # the connection is closed, which is a release, too
+        if self._closed:
+            waiter.close()
+        else:
+            self._waiters.append(waiter)
+        return leases
+
+    async def _borrow_waiter(self) -> StoreConnection:
+        if self._waiters:
+            return self._waiters.pop()
+        return await StoreConnection.open(self.path, 0.0, self._reply_timeout)
+
+    def _note_unsent(self) -> None:
+        self._unsent.set()
+
+    async def _send_the_rest(self) -> None:
+        """Send releases that the kernel did not take at once: they have no reply, so no call waits for them."""
+        while True:
+            await self._unsent.wait()
+            async with self._lock:
+                self._unsent = anyio.Event()
+                if self._session is not None:
+                    await self._session.connection.flush()
+                    self._session.settle()
+
+    def _close(self) -> None:
+        self._closed = True
+        for waiter in self._waiting:
+            waiter.close()
+        self._close_connections()
+
+    def _close_connections(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.close()
+        if self._session is not None:
+            self._session.close()
+
+
+@asynccontextmanager
+async def open_store(
+    path: str | os.PathLike[str] = DEFAULT_SOCKET,
+    *,
+    connect_timeout: float = 2.0,
+    reply_timeout: float = 30.0,
+) -> AsyncIterator[StoreClient]:
+    """Connect to the store at a Unix socket, on Trio or asyncio.
+
+    Leaving the block closes the connection: leases end, what is unsealed is aborted. Views of leases stay readable
+    memory, but the store may put other objects there.
+
+    Args:
+        path: the store's socket.
+        connect_timeout: how long to go on trying, in seconds, while nobody answers there.
+        reply_timeout: how long a request may take that needs no waiting, in seconds, before the store is given up.
+
+    Raises:
+        StoreConnectionError: no store answers.
+    """
+    client = StoreClient(os.fspath(path), connect_timeout, reply_timeout)
+    failure: BaseException | None = None
+    try:
+        async with client._lock:
+            await client._open_session()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client._send_the_rest)
+            try:
+                yield client
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # passed on as it is, and not as a group of one
+                failure = error
+            tasks.cancel_scope.cancel()
+    finally:
+        client._close()
+    if failure is not None:
+        raise failure

@@ -1,0 +1,316 @@
+"""The store itself: the table and the heap joined, without sockets, tasks or waiting.
+
+Every door to the store (the Unix socket, the embedded store) is a thin layer over `StoreCore`. Its methods answer at
+once. What cannot be answered yet is a `PendingGet` or a room watcher: a callback that runs when the moment has come.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import attrs
+
+from plasmastream._errors import StoreFullError
+from plasmastream._object_id import ObjectID
+from plasmastream.store._heap import Heap
+from plasmastream.store._table import Client, Entry, ObjectTable
+from plasmastream.wire.plasma import ErrorCode
+
+DEFAULT_MAX_OBJECTS = 1 << 20
+_MAX_SIZE = 1 << 62
+
+
+class StoreListener(Protocol):
+    """Whoever wants to know what becomes visible in the store, and what goes."""
+
+    def sealed(self, entries: Sequence[Entry]) -> None:
+        """These objects can be read from now on; they were sealed by one request."""
+
+    def removed(self, entry: Entry) -> None:
+        """This sealed object was deleted or evicted."""
+
+
+@attrs.define(eq=False)
+class PendingGet:
+    """A get that waits for objects: each is held for `client` from the moment it can be read."""
+
+    client: Client
+    missing: set[ObjectID]
+    on_ready: Callable[[], None]
+
+
+class StoreCore:
+    """Objects of `capacity` bytes in all, in shared memory that is reserved when this is made.
+
+    Args:
+        capacity: bytes of data and metadata that all objects together may have, exactly.
+        max_objects: how many objects there may be.
+        directory: keep the memory in a file without a name here, rather than in none.
+        huge_pages: use huge pages; a directory must then be one of a hugetlbfs.
+        clock: seconds since the epoch; a parameter for tests.
+
+    Raises:
+        ValueError: the capacity is not positive.
+        StoreFullError: the machine, or the directory, has not so much memory.
+        StoreError: the directory cannot be used.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        max_objects: int = DEFAULT_MAX_OBJECTS,
+        directory: str | None = None,
+        huge_pages: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if capacity <= 0:
+            raise ValueError(f"a store needs a capacity of at least 1 byte, not {capacity}")
+        self.table = ObjectTable(capacity, max_objects)
+        self.heap = Heap(capacity, max_objects, directory=directory, huge_pages=huge_pages)
+        self.evictions = 0
+        self.evicted_bytes = 0
+        self._clock = clock
+        self._pending: dict[ObjectID, list[PendingGet]] = {}
+        self._room_watchers: set[Callable[[], None]] = set()
+        self._listeners: dict[StoreListener, None] = {}
+        self._given_back: deque[tuple[Client, ObjectID]] = deque()
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of data and metadata that all objects together may have."""
+        return self.table.capacity
+
+    # Writing
+
+    def create(
+        self, client: Client, object_id: ObjectID, data_size: int, metadata_size: int, *, evict: bool = True
+    ) -> Entry:
+        """Make an unsealed object, held by its creator.
+
+        Raises:
+            ObjectExistsError: the id is taken.
+            StoreFullError: it does not fit, whatever is evicted. Nothing was evicted then, unless it would fit and the
+                machine has no memory left for a store that is fragmented.
+        """
+        self.settle()
+        self.table.check_is_new(object_id)
+        if not (0 <= data_size < _MAX_SIZE and 0 <= metadata_size < _MAX_SIZE):
+            raise StoreFullError(f"object {object_id} cannot have {data_size} + {metadata_size} bytes")
+        entry = Entry(object_id, data_size, metadata_size, client, self._clock())
+        for victim in self.table.make_room(client, entry.size, evict=evict):
+            self._evicted(victim)
+        entry.offset = self._allocate(entry.size, evict=evict)
+        self.table.add(entry)
+        return entry
+
+    def seal(self, object_id: ObjectID, digest: bytes) -> Entry:
+        """Make an object readable for all, and answer who waits for it.
+
+        Raises:
+            ObjectNotFoundError: there is no such object.
+            ObjectExistsError: it is sealed already.
+        """
+        entry = self.table.seal(object_id, digest, self._clock())
+        for listener in list(self._listeners):  # one that fails takes itself out
+            listener.sealed((entry,))
+        self._answer_waiting(entry)
+        return entry
+
+    def put_many(
+        self,
+        client: Client,
+        objects: Sequence[tuple[ObjectID, bytes | memoryview, bytes | memoryview, bytes]],
+        *,
+        evict: bool = True,
+    ) -> list[Entry]:
+        """Create, fill and seal objects given as (id, data, metadata, digest): all of them or none.
+
+        The client still holds them afterwards, so that none can be evicted for the sake of the next.
+
+        Raises:
+            ObjectExistsError: an id is taken, or given twice.
+            StoreFullError: they do not fit together.
+        """
+        entries: list[Entry] = []
+        try:
+            for object_id, data, metadata, _ in objects:
+                entry = self.create(client, object_id, len(data), len(metadata), evict=evict)
+                entries.append(entry)
+                middle = entry.offset + entry.data_size
+                memory = self.heap.segment.view
+                memory[entry.offset : middle] = data
+                memory[middle : middle + entry.metadata_size] = metadata
+        except BaseException:
+            for entry in entries:
+                self.abort(client, entry.object_id)
+            raise
+        now = self._clock()
+        for object_id, _, _, digest in objects:
+            self.table.seal(object_id, digest, now)
+        for listener in list(self._listeners):  # one that fails takes itself out
+            listener.sealed(entries)
+        for entry in entries:
+            self._answer_waiting(entry)
+        return entries
+
+    def abort(self, client: Client, object_id: ObjectID) -> bool:
+        """Take back an unsealed object; without effect unless this client is writing it.
+
+        Returns:
+            Whether there was anything to take back.
+        """
+        entry = self.table.abort(client, object_id)
+        if entry is not None:
+            self._free(entry)
+        return entry is not None
+
+    # Reading
+
+    def get(self, client: Client, object_ids: Iterable[ObjectID]) -> list[Entry | None]:
+        """Hold objects for a client: an entry each, None where it cannot be read now."""
+        acquire = self.table.acquire
+        return [acquire(client, object_id) for object_id in object_ids]
+
+    def wait_for(
+        self, client: Client, object_ids: Iterable[ObjectID], on_ready: Callable[[], None]
+    ) -> PendingGet | None:
+        """Hold for a client each of these objects as soon as it can be read; call back when all are held.
+
+        Returns:
+            None where all are held at once, without a call; otherwise what `stop_waiting` takes.
+        """
+        missing = {object_id for object_id in object_ids if self.table.acquire(client, object_id) is None}
+        if not missing:
+            return None
+        pending = PendingGet(client, missing, on_ready)
+        for object_id in missing:
+            self._pending.setdefault(object_id, []).append(pending)
+        return pending
+
+    def stop_waiting(self, pending: PendingGet) -> None:
+        """Forget a get; what it holds by now stays held. Without effect on one that is complete."""
+        for object_id in pending.missing:
+            waiting = self._pending[object_id]
+            waiting.remove(pending)
+            if not waiting:
+                del self._pending[object_id]
+        pending.missing.clear()
+
+    def release(self, client: Client, object_id: ObjectID) -> None:
+        """Let a client's hold go; without effect where it has none."""
+        removed = self.table.release(client, object_id)
+        if removed is not None:
+            self._remove_sealed(removed)
+        elif self._room_watchers:
+            self._tell_room_watchers()
+
+    def give_back(self, client: Client, object_id: ObjectID) -> None:
+        """Remember a release, for `settle`. For finalizers: may be called in any thread, in the midst of anything."""
+        self._given_back.append((client, object_id))
+
+    def settle(self) -> None:
+        """Release what was given back. Whatever depends on who holds what does this first."""
+        while self._given_back:
+            self.release(*self._given_back.popleft())
+
+    def memory_of(self, entry: Entry) -> tuple[memoryview, memoryview]:
+        """Writable views of an object's data and of its metadata."""
+        middle = entry.offset + entry.data_size
+        memory = self.heap.segment.view
+        return memory[entry.offset : middle], memory[middle : middle + entry.metadata_size]
+
+    # Taking away
+
+    def delete(self, object_id: ObjectID) -> ErrorCode:
+        """Delete an object, or remember to do so when its last holder lets go.
+
+        Returns:
+            OK; OBJECT_NOT_FOUND; OBJECT_NOT_SEALED or OBJECT_IN_USE, where it is remembered.
+        """
+        self.settle()
+        code, entry = self.table.delete(object_id)
+        if entry is not None:
+            self._remove_sealed(entry)
+        return code
+
+    def evict(self, nbytes: int) -> int:
+        """Evict the oldest idle objects until `nbytes` bytes are free, or none is left.
+
+        Returns:
+            Bytes that were freed.
+        """
+        self.settle()
+        victims = self.table.evictable(nbytes)
+        for victim in victims:
+            self._evicted(self.table.remove(victim))
+        return sum(victim.size for victim in victims)
+
+    def disconnect(self, client: Client) -> None:
+        """Let everything go that a client held, and take back what it left unsealed."""
+        for entry in self.table.disconnect(client):
+            if entry.is_sealed:
+                self._remove_sealed(entry)
+            else:
+                self._free(entry)
+        self._tell_room_watchers()
+
+    def close(self) -> None:
+        """Let the memory go; the core cannot be used any more."""
+        self.heap.close()
+
+    # Those who want to know
+
+    def watch_room(self, callback: Callable[[], None]) -> None:
+        """Call back whenever a create that did not fit may fit now."""
+        self._room_watchers.add(callback)
+
+    def unwatch_room(self, callback: Callable[[], None]) -> None:
+        """Undo `watch_room`."""
+        self._room_watchers.discard(callback)
+
+    def add_listener(self, listener: StoreListener) -> None:
+        """Tell somebody, in order, what is sealed and what is removed."""
+        self._listeners[listener] = None
+
+    def remove_listener(self, listener: StoreListener) -> None:
+        """Undo `add_listener`."""
+        self._listeners.pop(listener, None)
+
+    def _answer_waiting(self, entry: Entry) -> None:
+        for pending in self._pending.pop(entry.object_id, ()):
+            self.table.acquire(pending.client, entry.object_id)
+            pending.missing.discard(entry.object_id)
+            if not pending.missing:
+                pending.on_ready()
+
+    def _allocate(self, size: int, *, evict: bool) -> int:
+        while True:
+            try:
+                return self.heap.allocate(size)
+            except StoreFullError:  # no hole, and the machine has nothing to grow by: evicting may make a hole
+                victims = self.table.evictable(max(size, self.capacity // 5)) if evict else []
+                if not victims:
+                    raise
+                for victim in victims:
+                    self._evicted(self.table.remove(victim))
+
+    def _evicted(self, entry: Entry) -> None:
+        self.evictions += 1
+        self.evicted_bytes += entry.size
+        self._remove_sealed(entry)
+
+    def _remove_sealed(self, entry: Entry) -> None:
+        self._free(entry)
+        for listener in list(self._listeners):  # one that fails takes itself out
+            listener.removed(entry)
+
+    def _free(self, entry: Entry) -> None:
+        self.heap.free(entry.offset, entry.size)
+        if self._room_watchers:
+            self._tell_room_watchers()
+
+    def _tell_room_watchers(self) -> None:
+        for callback in list(self._room_watchers):
+            callback()

@@ -1,0 +1,207 @@
+"""The store inside this process: the same memory and the same rules as behind the socket, without the socket.
+
+Not for use from several threads.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from types import TracebackType
+from typing import Self, TypeVar
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from plasmastream._errors import StoreFullError
+from plasmastream._object_id import ObjectID
+from plasmastream.store._core import DEFAULT_MAX_OBJECTS, StoreCore
+from plasmastream.store._object_store import Buffer, FileSlice, Lease, NewObject, UnsealedObject
+from plasmastream.store._table import Client, Entry
+from plasmastream.wire.plasma import ErrorCode, ObjectInfo, object_digest
+
+_DIGEST_IN_THREAD = 1 << 20
+
+_T = TypeVar("_T")
+
+
+class EmbeddedStore:
+    """An `ObjectStore` of `capacity` bytes in this process; `core` is what a `StoreServer` serves to others.
+
+    Use it as a context manager, or call `close`. `directory` and `huge_pages` say where the memory comes from: a file
+    without a name in that directory, rather than no file system at all; and huge pages, rather than common ones.
+
+    Raises:
+        StoreFullError: the machine, or the directory, cannot reserve so much memory.
+        StoreError: the directory cannot be used.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        max_objects: int = DEFAULT_MAX_OBJECTS,
+        directory: str | None = None,
+        huge_pages: bool = False,
+    ) -> None:
+        self.core = StoreCore(capacity, max_objects=max_objects, directory=directory, huge_pages=huge_pages)
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of data and metadata that all objects together may have."""
+        return self.core.capacity
+
+    @asynccontextmanager
+    async def create(
+        self, object_id: ObjectID, data_size: int, metadata: Buffer = b"", *, timeout: float = 0.0
+    ) -> AsyncIterator[UnsealedObject]:
+        """Make an object to be written in the `async with` block: see `ObjectStore.create`."""
+        writer = Client(f"writer of {object_id}")
+        size = data_size + len(metadata)
+        entry = await self._when_there_is_room(
+            lambda: self.core.create(writer, object_id, data_size, len(metadata)), size, timeout
+        )
+
+        async def seal(digest: bytes | None) -> None:
+            if digest is None:
+                data, metadata = self.core.memory_of(entry)
+                if entry.size > _DIGEST_IN_THREAD:
+                    digest = await anyio.to_thread.run_sync(object_digest, data, metadata)
+                else:
+                    digest = object_digest(data, metadata)
+            self.core.seal(object_id, digest)
+
+        data_view, metadata_view = self.core.memory_of(entry)
+        unsealed = UnsealedObject(object_id, data_view, seal)
+        try:
+            metadata_view[:] = metadata
+            yield unsealed
+        finally:
+            unsealed.forget_data()
+            self.core.disconnect(writer)  # aborts, or lets go what was sealed
+
+    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:
+        """Create and seal many small objects at once: see `ObjectStore.put_many`."""
+        holder = Client("put_many")
+        columns = [(new.object_id, memoryview(new.data), memoryview(new.metadata), new.digest) for new in objects]
+        size = sum(len(data) + len(metadata) for _, data, metadata, _ in columns)
+        entries = await self._when_there_is_room(lambda: self.core.put_many(holder, columns), size, timeout)
+        return [self._lease(holder, entry) for entry in entries]
+
+    async def get(
+        self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0
+    ) -> list[Lease | None]:
+        """Hold many objects in one call: see `ObjectStore.get`."""
+        await anyio.lowlevel.checkpoint()
+        if timeout == 0:
+            return self._leases(object_ids)
+        # Holds each object from the moment it appears until the caller's own leases do.
+        waiter = Client("waiting get")
+        try:
+            await self._wait(waiter, object_ids, timeout)
+            return self._leases(object_ids)
+        finally:
+            self.core.disconnect(waiter)
+
+    async def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:
+        """Tell of each object whether it can be read."""
+        await anyio.lowlevel.checkpoint()
+        return [self.core.table.find_sealed(object_id) is not None for object_id in object_ids]
+
+    async def delete(self, object_ids: Sequence[ObjectID]) -> list[ErrorCode]:
+        """Delete objects; those in use go when the last lease does: see `ObjectStore.delete`."""
+        await anyio.lowlevel.checkpoint()
+        return [self.core.delete(object_id) for object_id in object_ids]
+
+    async def list_objects(self) -> list[ObjectInfo]:
+        """Describe every object, also unsealed ones."""
+        await anyio.lowlevel.checkpoint()
+        self.core.settle()
+        return [describe(entry) for entry in self.core.table]
+
+    async def evict(self, nbytes: int) -> int:
+        """Evict the longest unused objects until `nbytes` bytes are free; returns bytes freed."""
+        await anyio.lowlevel.checkpoint()
+        return self.core.evict(nbytes)
+
+    async def prefault(self) -> None:
+        """Touch all memory ahead of use, in a thread, so that the first objects are written as fast as later ones.
+
+        Meant for a nursery; returns when done, and may be cancelled.
+        """
+        heap = self.core.heap
+        done = 0
+        while done < heap.home:
+            step = await anyio.to_thread.run_sync(heap.segment.prefault, done, heap.home - done)
+            if not step:
+                return
+            done += step
+
+    def close(self) -> None:
+        """Let the memory go. Programs that have mapped it keep what they see until they let go, too."""
+        self.core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def _when_there_is_room(self, attempt: Callable[[], _T], size: int, timeout: float) -> _T:
+        """Try now, and whenever there is more room, for as long as `size` bytes may ever fit."""
+        await anyio.lowlevel.checkpoint()
+        deadline = anyio.current_time() + timeout
+        while True:
+            try:
+                return attempt()
+            except StoreFullError:
+                if size > self.capacity or anyio.current_time() >= deadline:
+                    raise
+            room = anyio.Event()
+            self.core.watch_room(room.set)
+            try:
+                with anyio.move_on_after(deadline - anyio.current_time()):
+                    await room.wait()
+            finally:
+                self.core.unwatch_room(room.set)
+
+    async def _wait(self, waiter: Client, object_ids: Sequence[ObjectID], timeout: float | None) -> None:
+        ready = anyio.Event()
+        pending = self.core.wait_for(waiter, object_ids, ready.set)
+        if pending is not None:
+            try:
+                with anyio.move_on_after(timeout):
+                    await ready.wait()
+            finally:
+                self.core.stop_waiting(pending)
+
+    def _leases(self, object_ids: Sequence[ObjectID]) -> list[Lease | None]:
+        leases: list[Lease | None] = []
+        for object_id in object_ids:
+            holder = Client("lease")  # one for each lease, since a client holds an object at most once
+            entry = self.core.table.acquire(holder, object_id)
+            leases.append(None if entry is None else self._lease(holder, entry))
+        return leases
+
+    def _lease(self, holder: Client, entry: Entry) -> Lease:
+        core = self.core
+        segment = core.heap.segment
+        file = FileSlice(segment.fd, entry.offset)
+        place = segment.watched, entry.offset, entry.data_size, entry.metadata_size
+        return Lease(entry.object_id, *place, file, partial(core.give_back, holder), core.settle)
+
+
+def describe(entry: Entry) -> ObjectInfo:
+    """An entry as the protocol shows it: whole seconds, and an empty digest while it is being written."""
+    sealed_at = entry.sealed_at
+    return ObjectInfo(
+        object_id=entry.object_id,
+        data_size=entry.data_size,
+        metadata_size=entry.metadata_size,
+        ref_count=len(entry.holders),
+        create_time=int(entry.created_at),
+        construct_duration=-1 if sealed_at is None else int(sealed_at) - int(entry.created_at),
+        digest=entry.digest,
+    )

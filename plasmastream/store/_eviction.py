@@ -1,0 +1,56 @@
+"""Which object goes first when room is needed: the one that nobody has used for longest."""
+
+from collections.abc import Iterator
+
+from plasmastream._object_id import ObjectID
+
+
+class LRUQueue:
+    """Sealed objects that nobody holds, with their sizes, oldest first.
+
+    An object enters at the recent end when its last holder lets go, and leaves when somebody gets it.
+    """
+
+    __slots__ = ("_sizes", "nbytes")
+
+    def __init__(self) -> None:
+        self._sizes: dict[ObjectID, int] = {}
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __contains__(self, object_id: ObjectID) -> bool:
+        return object_id in self._sizes
+
+    def __iter__(self) -> Iterator[ObjectID]:
+        return iter(self._sizes)
+
+    def add(self, object_id: ObjectID, size: int) -> None:
+        """Enter an object, of `size` bytes, as the most recent one."""
+        self._sizes[object_id] = size
+        self.nbytes += size
+
+    def discard(self, object_id: ObjectID) -> None:
+        """Take an object out, if it is in."""
+        self.nbytes -= self._sizes.pop(object_id, 0)
+
+    def refresh(self, object_id: ObjectID) -> None:
+        """Move an object, if it is in, to the recent end."""
+        size = self._sizes.pop(object_id, None)
+        if size is not None:
+            self._sizes[object_id] = size
+
+    def oldest(self, nbytes: int) -> list[ObjectID]:
+        """The oldest objects whose sizes reach `nbytes` in sum, or all where they do not; empty for 0.
+
+        Objects of size 0 that are met on the way are among them.
+        """
+        chosen: list[ObjectID] = []
+        total = 0
+        for object_id, size in self._sizes.items():
+            if total >= nbytes:
+                break
+            chosen.append(object_id)
+            total += size
+        return chosen

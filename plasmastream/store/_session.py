@@ -1,0 +1,77 @@
+"""One connection to a store, waited for on Trio or asyncio."""
+
+import socket
+from typing import Self, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from plasmastream._client import RETRY_FIRST, RETRY_LAST, Connection, connect, no_store_answers
+from plasmastream.store._transport import UnixTransport
+from plasmastream.wire.plasma import Message
+
+_ReplyT = TypeVar("_ReplyT", bound=Message)
+
+
+class StoreConnection(Connection[UnixTransport]):
+    """One connection to a store: requests go out one at a time, each reply is waited for to a deadline."""
+
+    def __init__(self, path: str, sock: socket.socket, reply_timeout: float) -> None:
+        super().__init__(path, UnixTransport(sock), reply_timeout)
+
+    @classmethod
+    async def open(cls, path: str, connect_timeout: float, reply_timeout: float) -> Self:
+        """Connect, trying again for `connect_timeout` seconds.
+
+        Raises:
+            StoreConnectionError: no store answers.
+        """
+        deadline = anyio.current_time() + connect_timeout
+        delay = RETRY_FIRST
+        while True:
+            await anyio.lowlevel.checkpoint()
+            try:
+                return cls(path, connect(path), reply_timeout)
+            except OSError as error:
+                if anyio.current_time() >= deadline:
+                    raise no_store_answers(path, error) from error
+            await anyio.sleep(delay)
+            delay = min(2 * delay, RETRY_LAST)
+
+    async def call(self, request: Message, kind: type[_ReplyT]) -> tuple[_ReplyT, dict[int, int]]:
+        """Send a request and wait for its reply, with the descriptors that came along.
+
+        Not to be cancelled half-way, since nobody would know what the store has done; so it is shielded, for as
+        long as `reply_timeout` at most.
+        """
+        try:
+            with anyio.fail_after(self.reply_timeout, shield=True):
+                return await self.exchange(request, kind)
+        except TimeoutError:
+            raise self.fail(f"did not answer within {self.reply_timeout:g} s") from None
+
+    async def exchange(self, request: Message, kind: type[_ReplyT]) -> tuple[_ReplyT, dict[int, int]]:
+        """As `call`, without shield and deadline: after a cancel the connection is of no use any more."""
+        try:
+            self.is_busy = True
+            self.post(request)
+            await self._transport.flush()
+            while (reply := self.take_reply(kind)) is None:
+                self.take_in(*await self._transport.receive(self._wire.get_buffer()))
+            return reply
+        except anyio.ClosedResourceError:
+            raise self.fail("is not waited for any more") from None  # `close` has said why
+        except OSError as error:
+            raise self.fail_by(error) from error
+        finally:
+            self.is_busy = False
+
+    async def flush(self) -> None:
+        """Send all that is queued; a store that does not read in time is given up. Nobody else may use it meanwhile."""
+        try:
+            with anyio.fail_after(self.reply_timeout):
+                await self._transport.flush()
+        except TimeoutError:
+            self.fail(f"read nothing for {self.reply_timeout:g} s")
+        except (OSError, anyio.ClosedResourceError) as error:
+            self.fail(f"broke the connection: {error}")

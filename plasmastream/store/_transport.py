@@ -1,0 +1,41 @@
+"""Bytes and descriptors over a Unix socket: try first, wait only when the kernel says so.
+
+Works on Trio and on asyncio. A descriptor that was received is owned by whoever called `receive`; one that is sent
+stays the sender's.
+"""
+
+import select
+
+import anyio
+
+from plasmastream._client import UnixSocket
+from plasmastream._client import close_descriptors as close_descriptors
+
+
+class UnixTransport(UnixSocket):
+    """A `UnixSocket` that tasks can wait for. Errors are OSError; the layer above says what they mean."""
+
+    def has_hung_up(self) -> bool:
+        """Whether the other side has closed, also where bytes that it sent before still wait to be read."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    async def receive(self, into: memoryview) -> tuple[int, list[int]]:
+        """As `receive_nowait`, but waits. A cancel loses nothing: either all of it happened or none."""
+        while True:
+            try:
+                return self.receive_nowait(into)
+            except BlockingIOError:
+                await anyio.wait_readable(self._socket)
+
+    async def flush(self) -> None:
+        """Send all that is queued. After a cancel the rest is still queued, and goes first next time."""
+        while not self.flush_nowait():
+            await anyio.wait_writable(self._socket)
+
+    def close(self) -> None:
+        """Close the socket. Whoever waits for it gets an error."""
+        if self._socket.fileno() >= 0:
+            anyio.notify_closing(self._socket)
+            self._socket.close()

@@ -1,0 +1,431 @@
+"""Both ends of a client's connection to the store, without the socket: bytes and descriptors in, events out.
+
+The loop of an I/O layer reads into `get_buffer`, says so with `advance`, and takes `next_event` until that is
+`NEED_DATA`; whatever `data_to_send` gives, it sends.
+
+A descriptor travels with a byte of its own behind the frame that it belongs to (plasma-ipc 3.1). The kernel
+joins that byte with plain bytes before it, never with bytes behind it, so a descriptor belongs to the *last*
+byte of the read that brought it. Each is remembered with that byte's position in the stream, and must be
+found exactly where the conversation calls for one; anywhere else it is an error. Descriptors that nobody was
+given wait in `take_unclaimed_descriptors`, so that none leaks, whatever the other side does.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Final, Generic
+
+from plasmastream._errors import LocalProtocolError, RemoteProtocolError
+from plasmastream.wire._scratch import Scratch
+from plasmastream.wire.plasma import _messages as m
+from plasmastream.wire.plasma._codec import decode, encode
+from plasmastream.wire.plasma._events import (
+    CONNECTION_CLOSED,
+    NEED_DATA,
+    D,
+    Outgoing,
+    Reply,
+    Signal,
+    Subscription,
+)
+from plasmastream.wire.plasma._frames import HEADER_SIZE, MAX_BODY_SIZE, unpack_header
+from plasmastream.wire.plasma._rules import REPLY_TO, check_reply, segments_of
+
+DEFAULT_MAX_BODY_SIZE: Final = 64 << 20
+"""Largest body accepted unless told otherwise, in bytes; Arrow's own tests send 20 MB (plasma-ipc 11.2)."""
+
+_SCRATCH_SIZE = 64 << 10
+_FIRST_LARGE_SIZE: Final = 1 << 20
+_MERGE_SIZE = 64 << 10  # larger frames are not copied just to save a system call
+_MAX_WAITING_DESCRIPTORS = 64  # what one client may make a busy store hold open, out of perhaps 1024
+_DESCRIPTOR_BYTE = b"\x14"  # what the original happens to send; nobody looks at it
+
+
+class _Connection(ABC, Generic[D]):
+    """What both ends share: the stream of frames and descriptors, and the queue of things to send."""
+
+    def __init__(self, max_body_size: int = DEFAULT_MAX_BODY_SIZE) -> None:
+        if not 0 < max_body_size <= MAX_BODY_SIZE:
+            raise ValueError(f"a limit of {max_body_size} bytes is not between 1 and {MAX_BODY_SIZE}")
+        self._max_body_size = max_body_size
+        self._scratch = Scratch(_SCRATCH_SIZE)
+        self._large: bytearray | None = None  # the body of a frame that does not fit into scratch
+        self._large_type = m.MessageType.DISCONNECT_CLIENT
+        self._large_size = 0
+        self._large_filled = 0
+        self._backlog: deque[memoryview] = deque()  # from receive_data, waiting for room
+        self._received = 0  # bytes of the stream that arrived, and that were parsed
+        self._parsed = 0
+        self._descriptors: deque[tuple[int, D]] = deque()  # each with the position of its byte
+        self._eof = False
+        self._error: RemoteProtocolError | None = None
+        self._outgoing: list[Outgoing[D]] = []
+
+    def get_buffer(self) -> memoryview:
+        """Return writable memory to read into. A query: changes nothing.
+
+        It is never empty when `next_event` has just said `NEED_DATA`. Before that it may be: then there is no
+        room, and a read into it would look like the end of the stream.
+        """
+        space = self._space()
+        return space[:0] if self._backlog or self._error is not None else space
+
+    def advance(self, nbytes: int, descriptors: Sequence[D] = ()) -> None:
+        """Say that `nbytes` of `get_buffer` are now filled, and which descriptors came with them.
+
+        Raises:
+            LocalProtocolError: so many cannot have been read, or the end was reported before. The descriptors
+                are taken all the same.
+        """
+        self._arrived(nbytes, descriptors)
+        if self._backlog and nbytes:
+            raise LocalProtocolError("bytes cannot have been read while there was no room")
+        self._fill(nbytes)
+
+    def receive_data(self, data: bytes | bytearray | memoryview, descriptors: Sequence[D] = ()) -> None:
+        """Take bytes by copying, any number of them, and the descriptors that came with their last one.
+
+        Raises:
+            LocalProtocolError: the end was reported before. The descriptors are taken all the same.
+        """
+        self._arrived(len(data), descriptors)
+        self._backlog.append(memoryview(bytes(data)))
+
+    def receive_eof(self) -> None:
+        """Take note that nothing more will arrive."""
+        self._eof = True
+
+    def data_to_send(self) -> list[Outgoing[D]]:
+        """Hand over everything that waits to be sent, in order, with neighbours merged where that is allowed.
+
+        A piece with a descriptor is one byte long and must go out with a `sendmsg` of its own. The descriptor
+        still belongs to whoever gave it to `send`.
+        """
+        pieces: list[Outgoing[D]] = []
+        plain: list[bytes] = []
+        for piece in self._outgoing:
+            if piece.descriptor is None and len(piece.data) <= _MERGE_SIZE:
+                plain.append(piece.data)
+                continue
+            if plain:
+                pieces.append(Outgoing(b"".join(plain)))
+                plain = []
+            pieces.append(piece)
+        if plain:
+            pieces.append(Outgoing(b"".join(plain)))
+        self._outgoing = []
+        return pieces
+
+    def take_unclaimed_descriptors(self) -> list[D]:
+        """Hand over the descriptors that arrived and are in no event, to be closed at the end or after an error."""
+        unclaimed = [descriptor for _, descriptor in self._descriptors]
+        self._descriptors.clear()
+        return unclaimed
+
+    @abstractmethod
+    def _check_type(self, message_type: int) -> m.MessageType:
+        """Refuse a frame by its header, before room is made for its body."""
+
+    def _arrived(self, nbytes: int, descriptors: Sequence[D]) -> None:
+        last = self._received + nbytes - 1
+        self._descriptors.extend([(last, descriptor) for descriptor in descriptors])
+        if len(self._descriptors) > _MAX_WAITING_DESCRIPTORS and self._error is None:
+            self._error = RemoteProtocolError("too many descriptors came before events were taken")
+        if self._eof:
+            raise LocalProtocolError("data after the end")
+        self._received += nbytes
+
+    def _space(self) -> memoryview:
+        if self._large is not None:
+            return memoryview(self._large)[self._large_filled :]
+        return self._scratch.tail()
+
+    def _fill(self, nbytes: int) -> None:
+        if self._large is None:
+            self._scratch.advance(nbytes)
+        elif 0 <= nbytes <= len(self._large) - self._large_filled:
+            self._large_filled += nbytes
+        else:
+            raise LocalProtocolError(f"{nbytes} bytes cannot have been read into the space that was offered")
+
+    def _refill(self) -> bool:
+        """Move bytes of the backlog to where they are parsed, and tell whether there were any."""
+        if not self._backlog:
+            return False
+        data = self._backlog.popleft()
+        space = self._space()
+        nbytes = min(len(data), len(space))
+        space[:nbytes] = data[:nbytes]
+        self._fill(nbytes)
+        if nbytes < len(data):
+            self._backlog.appendleft(data[nbytes:])
+        return True
+
+    def _next_frame(self) -> m.Message | None:
+        """Take the next frame from the stream; None if it is not there as a whole.
+
+        Descriptors are refused as soon as they are seen: otherwise, a frame that never ends could bring any
+        number of them.
+        """
+        scratch = self._scratch
+        while True:
+            if self._large is not None:
+                self._refuse_descriptors(self._parsed + HEADER_SIZE + self._large_size)
+                if self._large_filled == self._large_size:
+                    body, self._large = self._large, None
+                    self._parsed += HEADER_SIZE + len(body)
+                    return decode(self._large_type, body)
+                if self._large_filled == len(self._large):
+                    self._grow_large()
+            elif len(scratch) < HEADER_SIZE:
+                self._refuse_descriptors(self._parsed + HEADER_SIZE)
+            else:
+                number, size = unpack_header(scratch.peek(HEADER_SIZE), self._max_body_size)
+                message_type = self._check_type(number)
+                self._refuse_descriptors(self._parsed + HEADER_SIZE + size)
+                if HEADER_SIZE + size <= len(scratch):
+                    self._parsed += HEADER_SIZE + size
+                    scratch.consume(HEADER_SIZE)
+                    return decode(message_type, scratch.take(size))
+                if HEADER_SIZE + size > scratch.capacity:
+                    self._begin_large(message_type, size)
+            if not self._refill():
+                return None
+
+    def _begin_large(self, message_type: m.MessageType, size: int) -> None:
+        """Give a large body memory of its own, to be read into."""
+        self._large_size = size
+        self._large = self._large_memory(_FIRST_LARGE_SIZE)
+        self._large_type = message_type
+        self._scratch.consume(HEADER_SIZE)
+        self._large_filled = len(self._scratch)
+        self._large[: self._large_filled] = self._scratch.take(self._large_filled)
+
+    def _grow_large(self) -> None:
+        """Double the memory of a large body, up to its size: only bytes that have arrived ask for more.
+
+        By a copy rather than in place, since somebody may still hold a view of it.
+        """
+        assert self._large is not None
+        grown = self._large_memory(2 * len(self._large))
+        grown[: self._large_filled] = self._large
+        self._large = grown
+
+    def _large_memory(self, nbytes: int) -> bytearray:
+        try:
+            return bytearray(min(nbytes, self._large_size))
+        except MemoryError:
+            raise RemoteProtocolError(f"there is no memory for a body of {self._large_size} bytes") from None
+
+    def _next_descriptor(self) -> D | None:
+        """Take a descriptor, and its byte from the stream; None if they have not arrived."""
+        if not len(self._scratch) and not self._refill():
+            self._refuse_descriptors(self._parsed)
+            return None
+        self._refuse_descriptors(self._parsed)
+        if not self._descriptors or self._descriptors[0][0] != self._parsed:
+            raise RemoteProtocolError("a byte that should bring a descriptor came without")
+        if len(self._descriptors) > 1 and self._descriptors[1][0] == self._parsed:
+            raise RemoteProtocolError("more than one descriptor came with a byte")
+        self._scratch.consume(1)
+        self._parsed += 1
+        return self._descriptors.popleft()[1]
+
+    def _refuse_descriptors(self, position: int) -> None:
+        if self._descriptors and self._descriptors[0][0] < position:
+            raise RemoteProtocolError("a descriptor came where none belongs")
+
+
+class ServerConnection(_Connection[D]):
+    """The store's end: requests come in, replies go out in the order of the requests.
+
+    Args:
+        max_body_size: the largest request accepted, in bytes.
+    """
+
+    def __init__(self, max_body_size: int = DEFAULT_MAX_BODY_SIZE) -> None:
+        super().__init__(max_body_size)
+        self._transferred: set[int] = set()  # the U of plasma-ipc 3.2
+        self._unanswered: deque[m.MessageType] = deque()
+        self._subscribing = False
+        self._closed = False
+
+    def next_event(self) -> m.Message | Subscription[D] | Signal:
+        """Return the next request, or `NEED_DATA`, or `CONNECTION_CLOSED`.
+
+        A subscription comes as `Subscription`. A client may hang up anywhere, also in the middle of a frame.
+
+        Raises:
+            RemoteProtocolError: the client sent what it must not. It is raised again by every later call.
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            return self._next_event()
+        except RemoteProtocolError as error:
+            self._error = error
+            raise
+
+    def send(self, message: m.Message, descriptors: Mapping[int, D] | None = None) -> None:
+        """Queue the reply to the oldest request that has none yet.
+
+        Args:
+            descriptors: by `store_fd`, the segments that the reply names. Those that this client has already
+                are not sent again, and need not be there.
+
+        Raises:
+            LocalProtocolError: no such reply is due, a descriptor is missing, or the message cannot be sent.
+        """
+        if not self._unanswered or message.type != self._unanswered[0]:
+            due = self._unanswered[0].name if self._unanswered else "nothing"
+            raise LocalProtocolError(f"a {message.type.name} cannot be sent while {due} is due")
+        if isinstance(message, m.CreateReply) and segments_of(message) and message.store_fd is None:
+            raise LocalProtocolError("a successful reply must name the object's segment")
+        frame = encode(message)
+        new = list(dict.fromkeys(fd for fd, _ in segments_of(message) if fd not in self._transferred))
+        try:
+            follow = [Outgoing(_DESCRIPTOR_BYTE, (descriptors or {})[store_fd]) for store_fd in new]
+        except KeyError as error:
+            raise LocalProtocolError(f"no descriptor given for segment {error}, new to this client") from None
+        self._unanswered.popleft()
+        self._transferred.update(new)
+        self._outgoing += (Outgoing(frame), *follow)
+
+    def _check_type(self, message_type: int) -> m.MessageType:
+        try:
+            known = m.MessageType(message_type)
+            REPLY_TO[known]
+        except (ValueError, KeyError):
+            raise RemoteProtocolError(f"{message_type} is not the type of a request") from None
+        return known
+
+    def _next_event(self) -> m.Message | Subscription[D] | Signal:
+        if self._closed:
+            return CONNECTION_CLOSED
+        if self._subscribing:
+            return self._next_subscription()
+        message = self._next_frame()
+        if message is None:
+            return CONNECTION_CLOSED if self._eof else NEED_DATA
+        if message.type is m.MessageType.DISCONNECT_CLIENT:
+            self._closed = True
+            return CONNECTION_CLOSED
+        if message.type is m.MessageType.SUBSCRIBE_REQUEST:
+            self._subscribing = True
+            return self._next_subscription()
+        reply_type = REPLY_TO[message.type]
+        if reply_type is not None:
+            self._unanswered.append(reply_type)
+        return message
+
+    def _next_subscription(self) -> Subscription[D] | Signal:
+        descriptor = self._next_descriptor()
+        if descriptor is None:
+            return CONNECTION_CLOSED if self._eof else NEED_DATA
+        self._subscribing = False
+        return Subscription(descriptor)
+
+
+class ClientConnection(_Connection[D]):
+    """A program's end: requests go out, at most one of them waiting for its reply, and replies come in.
+
+    Args:
+        max_body_size: the largest reply accepted, in bytes.
+    """
+
+    def __init__(self, max_body_size: int = DEFAULT_MAX_BODY_SIZE) -> None:
+        super().__init__(max_body_size)
+        self._segments: dict[int, int] = {}  # store_fd: mmap_size; its keys are the U of plasma-ipc 3.2
+        self._request: m.Message | None = None
+        self._reply: m.Message | None = None  # complete, but some of its descriptors are still to come
+        self._awaited: deque[int] = deque()
+        self._collected: dict[int, D] = {}
+
+    def send(self, request: m.Message, descriptor: D | None = None) -> None:
+        """Queue a request.
+
+        Args:
+            descriptor: for a `SubscribeRequest`, the socket to which the store will write notifications.
+
+        Raises:
+            LocalProtocolError: the last request is not answered yet, the connection is broken, or this is no
+                request that can be sent.
+        """
+        if self._error is not None:
+            raise LocalProtocolError("the connection is broken")
+        if request.type not in REPLY_TO:
+            raise LocalProtocolError(f"a {request.type.name} is not a request")
+        if (request.type is m.MessageType.SUBSCRIBE_REQUEST) != (descriptor is not None):
+            raise LocalProtocolError("a descriptor goes with a SUBSCRIBE_REQUEST, and with nothing else")
+        expects_reply = REPLY_TO[request.type] is not None
+        if expects_reply and self._request is not None:
+            raise LocalProtocolError(f"a {self._request.type.name} is waiting for its reply")
+        self._outgoing.append(Outgoing(encode(request)))
+        if descriptor is not None:
+            self._outgoing.append(Outgoing(_DESCRIPTOR_BYTE, descriptor))
+        if expects_reply:
+            self._request = request
+
+    def next_event(self) -> Reply[D] | Signal:
+        """Return the reply with all its descriptors, or `NEED_DATA`, or `CONNECTION_CLOSED`.
+
+        Raises:
+            RemoteProtocolError: the store sent what it must not, or hung up inside of a reply. It is raised
+                again by every later call.
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            return self._next_event()
+        except RemoteProtocolError as error:
+            self._error = error
+            raise
+
+    def take_unclaimed_descriptors(self) -> list[D]:
+        unclaimed = [*self._collected.values(), *super().take_unclaimed_descriptors()]
+        self._collected = {}
+        return unclaimed
+
+    def _check_type(self, message_type: int) -> m.MessageType:
+        expected = None if self._request is None else REPLY_TO[self._request.type]
+        if expected is None or message_type != expected:
+            due = "nothing" if expected is None else f"a {expected.name}"
+            raise RemoteProtocolError(f"the store sent type {message_type} when {due} was due")
+        return expected
+
+    def _next_event(self) -> Reply[D] | Signal:
+        if self._reply is None:
+            reply = self._next_frame()
+            if reply is None:
+                return self._nothing_more()
+            self._begin_reply(reply)
+        return self._next_reply()
+
+    def _begin_reply(self, reply: m.Message) -> None:
+        assert self._request is not None  # else _check_type would have refused it
+        for store_fd, mmap_size in segments_of(reply):
+            if store_fd not in self._segments:
+                self._segments[store_fd] = mmap_size
+                self._awaited.append(store_fd)
+            elif self._segments[store_fd] != mmap_size:  # a number used again: the client's mapping is stale
+                raise RemoteProtocolError(f"segment {store_fd} has changed its size to {mmap_size}")
+        check_reply(self._request, reply, self._segments)
+        self._reply = reply
+
+    def _next_reply(self) -> Reply[D] | Signal:
+        while self._awaited:
+            descriptor = self._next_descriptor()
+            if descriptor is None:
+                return self._nothing_more()
+            self._collected[self._awaited.popleft()] = descriptor
+        assert self._reply is not None
+        event = Reply(self._reply, self._collected)
+        self._request, self._reply, self._collected = None, None, {}
+        return event
+
+    def _nothing_more(self) -> Signal:
+        if not self._eof:
+            return NEED_DATA
+        if self._reply is not None or self._parsed < self._received:
+            raise RemoteProtocolError("the store hung up inside of a reply")
+        return CONNECTION_CLOSED

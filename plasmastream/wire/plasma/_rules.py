@@ -1,0 +1,105 @@
+"""What answers what, and whether it fits: the rules of the conversation, for both sides.
+
+The store's side needs them to know when a descriptor goes along; the client's, to believe nothing that it has
+not checked, because a wrong offset would become a read of somebody else's memory.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from plasmastream._errors import RemoteProtocolError
+from plasmastream.wire.plasma import _messages as m
+from plasmastream.wire.plasma._messages import MessageType as T
+
+REPLY_TO: Final[dict[T, T | None]] = {
+    T.DISCONNECT_CLIENT: None,
+    T.CREATE_REQUEST: T.CREATE_REPLY,
+    T.CREATE_AND_SEAL_REQUEST: T.CREATE_AND_SEAL_REPLY,
+    T.ABORT_REQUEST: T.ABORT_REPLY,
+    T.SEAL_REQUEST: T.SEAL_REPLY,
+    T.GET_REQUEST: T.GET_REPLY,
+    T.RELEASE_REQUEST: None,
+    T.DELETE_REQUEST: T.DELETE_REPLY,
+    T.CONTAINS_REQUEST: T.CONTAINS_REPLY,
+    T.LIST_REQUEST: T.LIST_REPLY,
+    T.CONNECT_REQUEST: T.CONNECT_REPLY,
+    T.EVICT_REQUEST: T.EVICT_REPLY,
+    T.SUBSCRIBE_REQUEST: None,
+    T.SET_OPTIONS_REQUEST: T.SET_OPTIONS_REPLY,
+    T.GET_DEBUG_STRING_REQUEST: T.GET_DEBUG_STRING_REPLY,
+    T.CREATE_AND_SEAL_BATCH_REQUEST: T.CREATE_AND_SEAL_BATCH_REPLY,
+    T.REFRESH_LRU_REQUEST: T.REFRESH_LRU_REPLY,
+}
+"""The requests that a store accepts, and what it answers (plasma-ipc 2.1)."""
+
+_GAP = 8  # an `mmap_size` is so many bytes more than what can be mapped (plasma-ipc 3.3)
+
+
+def segments_of(reply: m.Message) -> list[tuple[int, int]]:
+    """List the `(store_fd, mmap_size)` pairs that a reply names, those known to the client included.
+
+    A store leaves a number that is 0 out of its reply.
+    """
+    if isinstance(reply, m.GetReply):
+        return list(zip(reply.store_fds, reply.mmap_sizes, strict=True))
+    if isinstance(reply, m.CreateReply) and reply.error == m.ErrorCode.OK and reply.spec.device_num == 0:
+        return [(reply.store_fd or 0, reply.mmap_size or 0)]
+    return []
+
+
+def check_reply(request: m.Message, reply: m.Message, segments: Mapping[int, int]) -> None:
+    """Check that a reply of the right type answers this very request.
+
+    Args:
+        segments: the `mmap_size` of each segment that this connection has seen, the reply's included.
+
+    Raises:
+        RemoteProtocolError: it does not, or it places an object outside the memory of its segment.
+    """
+    match request, reply:
+        case m.CreateRequest(), m.CreateReply():
+            _check_same(request.object_id, reply.object_id)
+            if reply.error == m.ErrorCode.OK:
+                _check_same((request.data_size, request.metadata_size), _sizes(reply.spec))
+                _check_specs([reply.spec], segments)
+        case m.GetRequest(), m.GetReply():
+            _check_same(request.object_ids, reply.object_ids)
+            _check_specs(reply.specs, segments)
+        case m.DeleteRequest(), m.DeleteReply():
+            _check_same(request.object_ids, reply.object_ids)
+        case (
+            (
+                m.AbortRequest(object_id=asked),
+                m.AbortReply(object_id=answered),
+            )
+            | (
+                m.SealRequest(object_id=asked),
+                m.SealReply(object_id=answered),
+            )
+            | (
+                m.ContainsRequest(object_id=asked),
+                m.ContainsReply(object_id=answered),
+            )
+        ):
+            _check_same(asked, answered)
+
+
+def _sizes(spec: m.ObjectSpec) -> tuple[int, int]:
+    return spec.data_size, spec.metadata_size
+
+
+def _check_same(asked: object, answered: object) -> None:
+    if asked != answered:
+        raise RemoteProtocolError(f"the store was asked about {asked}, and answers about {answered}")
+
+
+def _check_specs(specs: Iterable[m.ObjectSpec], segments: Mapping[int, int]) -> None:
+    for spec in specs:
+        if spec.is_missing or spec.device_num:  # device memory has no segment (plasma-ipc 3.4)
+            continue
+        if spec.segment_index not in segments:
+            raise RemoteProtocolError(f"an object lies in segment {spec.segment_index}, which never came")
+        if spec.metadata_offset != spec.data_offset + spec.data_size:
+            raise RemoteProtocolError(f"data and metadata are not adjacent in {spec}")
+        if spec.metadata_offset + spec.metadata_size > segments[spec.segment_index] - _GAP:
+            raise RemoteProtocolError(f"an object reaches out of its segment in {spec}")

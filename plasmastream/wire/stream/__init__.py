@@ -1,0 +1,51 @@
+"""Plasma Stream, the protocol between machines, without I/O.
+
+`ClientConnection` asks, `ServerConnection` answers. Feed bytes, take events, send what is queued; see
+`_Connection` in `_connection.py` for the contract.
+"""
+
+from plasmastream.wire.stream._connection import ClientConnection, ServerConnection
+from plasmastream.wire.stream._events import (
+    NEED_BUFFER,
+    NEED_DATA,
+    PAUSED,
+    AnswerBegun,
+    AnswerComplete,
+    AnswerRefused,
+    ConnectionClosed,
+    Event,
+    ObjectReceived,
+    PayloadFinished,
+    PayloadStarted,
+    Signal,
+    SyncAnswered,
+    SyncRequested,
+    TransferRequested,
+)
+from plasmastream.wire.stream._limits import Limits
+from plasmastream.wire.stream._messages import PeerRequest, Status, TransferKind, describe_status
+
+__all__ = [
+    "NEED_BUFFER",
+    "NEED_DATA",
+    "PAUSED",
+    "AnswerBegun",
+    "AnswerComplete",
+    "AnswerRefused",
+    "ClientConnection",
+    "ConnectionClosed",
+    "Event",
+    "Limits",
+    "ObjectReceived",
+    "PayloadFinished",
+    "PayloadStarted",
+    "PeerRequest",
+    "ServerConnection",
+    "Signal",
+    "Status",
+    "SyncAnswered",
+    "SyncRequested",
+    "TransferKind",
+    "TransferRequested",
+    "describe_status",
+]
