@@ -50,8 +50,8 @@ _watches: dict[int, _Watch] = {}
 
 def _fire(watch: weakref.ref["ctypes.Array[_Byte]"]) -> None:
     assert isinstance(watch, _Watch)
-    del _watches[id(watch)]
-    watch.on_gone()
+    if _watches.pop(id(watch), None) is not None:  # nobody has seen a view whose making was interrupted
+        watch.on_gone()
 
 
 class WatchedMemory:
