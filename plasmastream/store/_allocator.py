@@ -89,6 +89,10 @@ class Allocator:
         self.top += size
         self.free(start, size)
 
+    def take(self, size: int) -> None:
+        """Add `size` bytes at the top that are in use from the start."""
+        self.top += size
+
     def trim(self, size: int) -> None:
         """Take `size` bytes, no more than `tail`, of free space away from the top."""
         start = self._end_to_start[self.top]

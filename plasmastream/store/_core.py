@@ -2,6 +2,8 @@
 
 Every door to the store (the Unix socket, the embedded store) is a thin layer over `StoreCore`. Its methods answer at
 once. What cannot be answered yet is a `PendingGet` or a room watcher: a callback that runs when the moment has come.
+Where the store spills, what must be on disk first is a `MustSpillError`: a door has the `Spiller` see to it, and asks
+again.
 """
 
 import time
@@ -14,11 +16,13 @@ import attrs
 from plasmastream._errors import StoreFullError
 from plasmastream._object_id import ObjectID
 from plasmastream.store._heap import Heap
+from plasmastream.store._spill import Record, SpillDirectory
 from plasmastream.store._table import Client, Entry, ObjectTable
 from plasmastream.wire.plasma import ErrorCode
 
 DEFAULT_MAX_OBJECTS = 1 << 20
 _MAX_SIZE = 1 << 62
+_NOBODY = Client("the store itself")
 
 
 class StoreListener(Protocol):
@@ -31,13 +35,37 @@ class StoreListener(Protocol):
         """This sealed object was deleted or evicted."""
 
 
+class MustSpillError(Exception):
+    """These idle objects are in the way, and must be on disk before their memory can go."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        super().__init__(f"{len(entries)} objects must be on disk first")
+        self.entries = entries
+
+
 @attrs.define(eq=False)
 class PendingGet:
-    """A get that waits for objects: each is held for `client` from the moment it can be read."""
+    """A get that waits for objects: each is held for `client` from the moment it can be read.
+
+    Those `returning` are in the store, but on disk; `on_returned` is called when none of them is to be waited for.
+    """
 
     client: Client
     missing: set[ObjectID]
     on_ready: Callable[[], None]
+    on_returned: Callable[[], None]
+    returning: set[ObjectID] = attrs.Factory(set)
+
+    def no_longer_returns(self, object_id: ObjectID) -> None:
+        """An object is in memory now, or will not be soon."""
+        if object_id in self.returning:
+            self.returning.remove(object_id)
+            if not self.returning:
+                self.on_returned()
+
+
+def _nothing() -> None:
+    pass
 
 
 class StoreCore:
@@ -48,6 +76,7 @@ class StoreCore:
         max_objects: how many objects there may be.
         directory: keep the memory in a file without a name here, rather than in none.
         huge_pages: use huge pages; a directory must then be one of a hugetlbfs.
+        spill: where evicted objects go, and may be from earlier; without, they are gone. Stays the caller's.
         clock: seconds since the epoch; a parameter for tests.
 
     Raises:
@@ -63,14 +92,24 @@ class StoreCore:
         max_objects: int = DEFAULT_MAX_OBJECTS,
         directory: str | None = None,
         huge_pages: bool = False,
+        spill: SpillDirectory | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if capacity <= 0:
             raise ValueError(f"a store needs a capacity of at least 1 byte, not {capacity}")
-        self.table = ObjectTable(capacity, max_objects)
+        self.table = ObjectTable(capacity, max_objects, spills=spill is not None)
+        self.spill = spill
+        for record in spill.records if spill is not None else ():
+            self.table.take_up(record)
         self.heap = Heap(capacity, max_objects, directory=directory, huge_pages=huge_pages)
         self.evictions = 0
         self.evicted_bytes = 0
+        self.spill_error: str | None = None
+        """Why nothing can be spilled now."""
+        self.wanted: dict[ObjectID, None] = {}
+        """Objects on disk that somebody waits for."""
+        self.on_spill_work: Callable[[], None] = _nothing
+        """Called when objects are wanted, or should be saved, or are gone from disk."""
         self._clock = clock
         self._pending: dict[ObjectID, list[PendingGet]] = {}
         self._room_watchers: set[Callable[[], None]] = set()
@@ -93,16 +132,17 @@ class StoreCore:
             ObjectExistsError: the id is taken.
             StoreFullError: it does not fit, whatever is evicted. Nothing was evicted then, unless it would fit and the
                 machine has no memory left for a store that is fragmented.
+            MustSpillError: it would fit if these objects were on disk.
         """
         self.settle()
         self.table.check_is_new(object_id)
         if not (0 <= data_size < _MAX_SIZE and 0 <= metadata_size < _MAX_SIZE):
             raise StoreFullError(f"object {object_id} cannot have {data_size} + {metadata_size} bytes")
         entry = Entry(object_id, data_size, metadata_size, client, self._clock())
-        for victim in self.table.make_room(client, entry.size, evict=evict):
-            self._evicted(victim)
+        self._make_room(client, entry.size, evict=evict)
         entry.offset = self._allocate(entry.size, evict=evict)
         self.table.add(entry)
+        self._save_ahead()
         return entry
 
     def seal(self, object_id: ObjectID, digest: bytes) -> Entry:
@@ -132,6 +172,7 @@ class StoreCore:
         Raises:
             ObjectExistsError: an id is taken, or given twice.
             StoreFullError: they do not fit together.
+            MustSpillError: they would if these objects were on disk.
         """
         entries: list[Entry] = []
         try:
@@ -174,9 +215,15 @@ class StoreCore:
         return [acquire(client, object_id) for object_id in object_ids]
 
     def wait_for(
-        self, client: Client, object_ids: Iterable[ObjectID], on_ready: Callable[[], None]
+        self,
+        client: Client,
+        object_ids: Iterable[ObjectID],
+        on_ready: Callable[[], None],
+        on_returned: Callable[[], None] = _nothing,
     ) -> PendingGet | None:
         """Hold for a client each of these objects as soon as it can be read; call back when all are held.
+
+        Objects that are on disk are brought back. `on_returned` is called when those are held, or cannot be for now.
 
         Returns:
             None where all are held at once, without a call; otherwise what `stop_waiting` takes.
@@ -184,9 +231,14 @@ class StoreCore:
         missing = {object_id for object_id in object_ids if self.table.acquire(client, object_id) is None}
         if not missing:
             return None
-        pending = PendingGet(client, missing, on_ready)
+        pending = PendingGet(client, missing, on_ready, on_returned)
         for object_id in missing:
             self._pending.setdefault(object_id, []).append(pending)
+            if self.spill is not None and self.table.find_sealed(object_id) is not None:
+                pending.returning.add(object_id)
+                self.wanted[object_id] = None
+        if pending.returning:
+            self.on_spill_work()
         return pending
 
     def stop_waiting(self, pending: PendingGet) -> None:
@@ -196,6 +248,7 @@ class StoreCore:
             waiting.remove(pending)
             if not waiting:
                 del self._pending[object_id]
+                self.wanted.pop(object_id, None)
         pending.missing.clear()
 
     def release(self, client: Client, object_id: ObjectID) -> None:
@@ -203,8 +256,11 @@ class StoreCore:
         removed = self.table.release(client, object_id)
         if removed is not None:
             self._remove_sealed(removed)
-        elif self._room_watchers:
+            return
+        if self._room_watchers:
             self._tell_room_watchers()
+        if self.spill is not None:
+            self._save_ahead()
 
     def give_back(self, client: Client, object_id: ObjectID) -> None:
         """Remember a release, for `settle`. For finalizers: may be called in any thread, in the midst of anything."""
@@ -240,11 +296,15 @@ class StoreCore:
 
         Returns:
             Bytes that were freed.
+
+        Raises:
+            StoreFullError: they cannot be spilled.
+            MustSpillError: these objects must be on disk first.
         """
         self.settle()
         victims = self.table.evictable(nbytes)
-        for victim in victims:
-            self._evicted(self.table.remove(victim))
+        self._check_saved(victims)
+        self._evict(victims)
         return sum(victim.size for victim in victims)
 
     def disconnect(self, client: Client) -> None:
@@ -278,12 +338,85 @@ class StoreCore:
         """Undo `add_listener`."""
         self._listeners.pop(listener, None)
 
+    # To disk and back, for the spiller
+
+    def can_be_saved(self, entry: Entry) -> bool:
+        """Whether an object is in memory alone, and does not change any more."""
+        return entry.record is None and entry.is_sealed and not entry.in_transit and self._has(entry)
+
+    def begin_save(self, entry: Entry) -> memoryview:
+        """Keep the memory of an object in place while a thread reads it: data and metadata."""
+        entry.in_transit = True
+        return self.heap.view(entry.offset, entry.size)
+
+    def end_save(self, entry: Entry, record: Record | None) -> None:
+        """The thread is done; `record` tells where the object is on disk, if it is."""
+        entry.in_transit = False
+        if self._has(entry):
+            if record is not None:
+                self.table.saved(entry, record)
+                self._tell_room_watchers()
+            return
+        self._free(entry)
+        entry.record = record
+        self._forget_record(entry)
+
+    def begin_return(self, entry: Entry) -> memoryview:
+        """Give an object on disk memory, to be filled by a thread with data and metadata.
+
+        Raises:
+            StoreFullError: there is none, whatever is evicted.
+            MustSpillError: these objects must be on disk first.
+        """
+        self.settle()
+        self._make_room(_NOBODY, entry.size, evict=True)
+        entry.offset = self._allocate(entry.size, evict=True)
+        self.table.begin_return(entry)
+        return self.heap.view(entry.offset, entry.size)
+
+    def end_return(self, entry: Entry, *, complete: bool) -> None:
+        """The thread is done: the object can be read again if that is `complete`."""
+        if self._has(entry):
+            self.table.end_return(entry, complete=complete)
+            if complete:
+                self._answer_waiting(entry)
+                self.table.rest(entry)
+                return
+        entry.in_transit = False
+        self.heap.free(entry.offset, entry.size)
+        self._tell_room_watchers()
+
+    def does_not_return(self, object_id: ObjectID) -> None:
+        """Let gets that wait for an object on disk go on without it, if they are not meant to wait longer."""
+        for pending in list(self._pending.get(object_id, ())):
+            pending.no_longer_returns(object_id)
+
+    def lose(self, entry: Entry) -> None:
+        """Take out an object whose only copy is damaged."""
+        if self._has(entry):
+            self._remove_sealed(self.table.remove(entry))
+
+    def is_awaited(self, object_id: ObjectID) -> bool:
+        """Whether a get waits for an object."""
+        return object_id in self._pending
+
+    def _has(self, entry: Entry) -> bool:
+        return self.table.find(entry.object_id) is entry
+
     def _answer_waiting(self, entry: Entry) -> None:
         for pending in self._pending.pop(entry.object_id, ()):
             self.table.acquire(pending.client, entry.object_id)
             pending.missing.discard(entry.object_id)
+            pending.no_longer_returns(entry.object_id)
             if not pending.missing:
                 pending.on_ready()
+
+    def _make_room(self, client: Client, size: int, *, evict: bool) -> None:
+        eviction = self.table.plan_room(client, size, evict=evict)
+        victims = eviction.victims
+        self._check_saved(victims)
+        self.table.begin(eviction)
+        self._evict(victims)
 
     def _allocate(self, size: int, *, evict: bool) -> int:
         while True:
@@ -293,23 +426,52 @@ class StoreCore:
                 victims = self.table.evictable(max(size, self.capacity // 5)) if evict else []
                 if not victims:
                     raise
-                for victim in victims:
-                    self._evicted(self.table.remove(victim))
+                self._check_saved(victims)
+                self._evict(victims)
 
-    def _evicted(self, entry: Entry) -> None:
-        self.evictions += 1
-        self.evicted_bytes += entry.size
-        self._remove_sealed(entry)
+    def _check_saved(self, victims: Sequence[Entry]) -> None:
+        if self.spill is None:
+            return
+        unsaved = [entry for entry in victims if entry.record is None]
+        if unsaved and self.spill_error is not None:
+            raise StoreFullError(f"what is in memory must stay there: {self.spill_error}")
+        if unsaved:
+            raise MustSpillError(unsaved)
+
+    def _save_ahead(self) -> None:
+        if self.table.lacks_saved:
+            self.on_spill_work()
+
+    def _evict(self, victims: Sequence[Entry]) -> None:
+        for entry in victims:
+            self.evictions += 1
+            self.evicted_bytes += entry.size
+            if self.spill is None:
+                self._remove_sealed(self.table.remove(entry))
+            else:
+                self.table.spill(entry)
+                self.heap.free(entry.offset, entry.size)
+                self._tell_room_watchers()
 
     def _remove_sealed(self, entry: Entry) -> None:
         self._free(entry)
+        self._forget_record(entry)
+        self.does_not_return(entry.object_id)
         for listener in list(self._listeners):  # one that fails takes itself out
             listener.removed(entry)
 
+    def _forget_record(self, entry: Entry) -> None:
+        if self.spill is not None and entry.record is not None:
+            self.spill.forget(entry.record)
+            entry.record = None
+            self.on_spill_work()
+
     def _free(self, entry: Entry) -> None:
-        self.heap.free(entry.offset, entry.size)
-        if self._room_watchers:
-            self._tell_room_watchers()
+        """Free an entry's memory, or leave that to the thread that is still at it."""
+        if entry.is_resident and not entry.in_transit:
+            self.heap.free(entry.offset, entry.size)
+            if self._room_watchers:
+                self._tell_room_watchers()
 
     def _tell_room_watchers(self) -> None:
         for callback in list(self._room_watchers):

@@ -4,7 +4,7 @@ Not for use from several threads.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -13,10 +13,12 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from plasmastream._errors import StoreFullError
+from plasmastream._errors import StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
-from plasmastream.store._core import DEFAULT_MAX_OBJECTS, StoreCore
+from plasmastream.store._core import DEFAULT_MAX_OBJECTS, MustSpillError, StoreCore
 from plasmastream.store._object_store import Buffer, FileSlice, Lease, NewObject, UnsealedObject
+from plasmastream.store._spill import SpillDirectory
+from plasmastream.store._spiller import Spiller
 from plasmastream.store._table import Client, Entry
 from plasmastream.wire.plasma import ErrorCode, ObjectInfo, object_digest
 
@@ -31,9 +33,12 @@ class EmbeddedStore:
     Use it as a context manager, or call `close`. `directory` and `huge_pages` say where the memory comes from: a file
     without a name in that directory, rather than no file system at all; and huge pages, rather than common ones.
 
+    What is evicted goes to files in the directory `spill`, if there is one, up to `spill_limit` bytes, and comes back
+    when somebody asks for it; what one store has left there, a later one finds. Then `run` must run meanwhile.
+
     Raises:
         StoreFullError: the machine, or the directory, cannot reserve so much memory.
-        StoreError: the directory cannot be used.
+        StoreError: one of the directories cannot be used.
     """
 
     def __init__(
@@ -43,8 +48,17 @@ class EmbeddedStore:
         max_objects: int = DEFAULT_MAX_OBJECTS,
         directory: str | None = None,
         huge_pages: bool = False,
+        spill: str | None = None,
+        spill_limit: int | None = None,
     ) -> None:
-        self.core = StoreCore(capacity, max_objects=max_objects, directory=directory, huge_pages=huge_pages)
+        with ExitStack() as stack:
+            files = None if spill is None else stack.enter_context(SpillDirectory(spill, spill_limit))
+            self.core = StoreCore(
+                capacity, max_objects=max_objects, directory=directory, huge_pages=huge_pages, spill=files
+            )
+            stack.callback(self.core.close)
+            self.spiller = None if files is None else Spiller(self.core, files)
+            self._closing = stack.pop_all()
 
     @property
     def capacity(self) -> int:
@@ -93,7 +107,7 @@ class EmbeddedStore:
     ) -> list[Lease | None]:
         """Hold many objects in one call: see `ObjectStore.get`."""
         await anyio.lowlevel.checkpoint()
-        if timeout == 0:
+        if timeout == 0 and self.spiller is None:
             return self._leases(object_ids)
         # Holds each object from the moment it appears until the caller's own leases do.
         waiter = Client("waiting get")
@@ -121,8 +135,17 @@ class EmbeddedStore:
 
     async def evict(self, nbytes: int) -> int:
         """Evict the longest unused objects until `nbytes` bytes are free; returns bytes freed."""
-        await anyio.lowlevel.checkpoint()
-        return self.core.evict(nbytes)
+        return await self._when_there_is_room(lambda: self.core.evict(nbytes), 0, 0.0)
+
+    async def run(self) -> None:
+        """Work beside the store: touch its memory ahead of use, and move objects between memory and disk.
+
+        Meant for a nursery; returns when nothing is left to be done, and may be cancelled.
+        """
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.prefault)
+            if self.spiller is not None:
+                await self.spiller.run()
 
     async def prefault(self) -> None:
         """Touch all memory ahead of use, in a thread, so that the first objects are written as fast as later ones.
@@ -139,7 +162,7 @@ class EmbeddedStore:
 
     def close(self) -> None:
         """Let the memory go. Programs that have mapped it keep what they see until they let go, too."""
-        self.core.close()
+        self._closing.close()
 
     def __enter__(self) -> Self:
         return self
@@ -156,6 +179,10 @@ class EmbeddedStore:
         while True:
             try:
                 return attempt()
+            except MustSpillError as error:
+                assert self.spiller is not None
+                await self.spiller.save(error.entries)
+                continue
             except StoreFullError:
                 if size > self.capacity or anyio.current_time() >= deadline:
                     raise
@@ -168,14 +195,20 @@ class EmbeddedStore:
                 self.core.unwatch_room(room.set)
 
     async def _wait(self, waiter: Client, object_ids: Sequence[ObjectID], timeout: float | None) -> None:
-        ready = anyio.Event()
-        pending = self.core.wait_for(waiter, object_ids, ready.set)
-        if pending is not None:
-            try:
-                with anyio.move_on_after(timeout):
-                    await ready.wait()
-            finally:
-                self.core.stop_waiting(pending)
+        """Wait for objects; for those on disk also beyond the timeout, as they are in the store."""
+        ready, returned = anyio.Event(), anyio.Event()
+        pending = self.core.wait_for(waiter, object_ids, ready.set, returned.set)
+        if pending is None:
+            return
+        try:
+            if pending.returning and self.spiller is not None and not self.spiller.is_running:
+                raise StoreError(f"object {next(iter(pending.returning))} is on disk, and the store does not `run`")
+            with anyio.move_on_after(timeout):
+                await ready.wait()
+            if pending.returning:
+                await returned.wait()
+        finally:
+            self.core.stop_waiting(pending)
 
     def _leases(self, object_ids: Sequence[ObjectID]) -> list[Lease | None]:
         leases: list[Lease | None] = []

@@ -24,9 +24,10 @@ from plasmastream._errors import (
 )
 from plasmastream._listening import accept_connections
 from plasmastream._object_id import ObjectID
-from plasmastream.store._core import StoreCore
+from plasmastream.store._core import MustSpillError, StoreCore
 from plasmastream.store._debug import debug_string
 from plasmastream.store._embedded import describe
+from plasmastream.store._spiller import Spiller
 from plasmastream.store._subscription import Subscription
 from plasmastream.store._table import Client, Entry
 from plasmastream.store._transport import UnixTransport, close_descriptors
@@ -90,6 +91,7 @@ async def serve_store(
     path: str,
     *,
     max_connections: int = DEFAULT_MAX_CONNECTIONS,
+    spiller: Spiller | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve a store at a Unix socket, until cancelled; only the same user may connect.
@@ -100,6 +102,7 @@ async def serve_store(
         core: the store.
         path: the socket to make. One where nobody answers any more is replaced.
         max_connections: at this number the next one waits until another ends.
+        spiller: what moves the store's objects to disk, if it spills.
         task_status: started when clients can connect.
 
     Raises:
@@ -111,7 +114,7 @@ async def serve_store(
         async with trio.open_nursery() as nursery:
             task_status.started()
             await accept_connections(
-                listener, lambda sock: _Session(core, sock, nursery).run(), nursery, max_connections
+                listener, lambda sock: _Session(core, sock, nursery, spiller).run(), nursery, max_connections
             )
     finally:
         listener.close()
@@ -155,7 +158,9 @@ def _answers(path: str) -> bool:
 class _Session:
     """One client's connection."""
 
-    def __init__(self, core: StoreCore, sock: socket.socket, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, core: StoreCore, sock: socket.socket, nursery: trio.Nursery, spiller: Spiller | None
+    ) -> None:
         pid, self._user, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         self._core = core
         self._client = Client(f"process {pid}")
@@ -167,6 +172,7 @@ class _Session:
         self._reads = 0
         self._hung_up = False
         self._nursery = nursery
+        self._spiller = spiller
         self._subscription: Subscription | None = None
 
     async def run(self) -> None:
@@ -198,12 +204,22 @@ class _Session:
             elif isinstance(event, GetRequest):
                 await self._get(event)
             elif isinstance(event, Message):
-                _ANSWERS[type(event)](self, event)
+                await self._answer(event)
                 if self._transport.queued_bytes > _UNSENT_LIMIT:
                     await self._transport.flush()
             else:
                 assert isinstance(event, Subscribed)
                 self._subscribe(event.descriptor)
+
+    async def _answer(self, request: Message) -> None:
+        while True:
+            try:
+                _ANSWERS[type(request)](self, request)
+                return
+            except MustSpillError as error:
+                assert self._spiller is not None
+                await self._transport.flush()
+                await self._spiller.save(error.entries)
 
     def _subscribe(self, descriptor: int) -> None:
         if self._subscription is not None:
@@ -245,15 +261,17 @@ class _Session:
 
     async def _get(self, request: GetRequest) -> None:
         core, client, ids = self._core, self._client, request.object_ids
-        if request.timeout_ms:
-            ready = trio.Event()
-            pending = core.wait_for(client, ids, ready.set)
+        if request.timeout_ms or core.spill is not None:
+            ready, returned = trio.Event(), trio.Event()
+            pending = core.wait_for(client, ids, ready.set, returned.set)
             if pending is not None:
                 try:
                     await self._transport.flush()
                     timeout = max(request.timeout_ms / 1000, 0.0) if request.timeout_ms != -1 else float("inf")
                     with trio.move_on_after(timeout):
                         await self._wait_or_hang_up(ready)
+                    if pending.returning and not self._hung_up:  # they are in the store, whatever the disk takes
+                        await self._wait_or_hang_up(returned)
                     if self._hung_up:
                         return
                 finally:
@@ -370,7 +388,11 @@ class _Session:
     def _evict(self, request: EvictRequest) -> None:
         # The field is unsigned, but clients put a signed number there, and less than nothing evicts nothing.
         nbytes = request.num_bytes if request.num_bytes < 1 << 63 else 0
-        self._send(EvictReply(self._core.evict(nbytes)))
+        try:
+            evicted = self._core.evict(nbytes)
+        except StoreFullError:
+            evicted = 0
+        self._send(EvictReply(evicted))
 
     def _refresh_lru(self, request: RefreshLRURequest) -> None:
         self._core.table.refresh(request.object_ids)

@@ -16,6 +16,7 @@ from plasmastream._errors import ObjectExistsError, ObjectNotFoundError, StoreFu
 from plasmastream._object_id import ObjectID
 from plasmastream.store._eviction import LRUQueue
 from plasmastream.store._quota import GLOBAL_SHARE, Quota
+from plasmastream.store._spill import Record
 from plasmastream.wire.plasma import ErrorCode
 
 
@@ -33,7 +34,10 @@ class Client:
 
 @attrs.define(eq=False)
 class Entry:
-    """One object: `data_size` bytes of data at `offset` in the segment, its metadata right behind."""
+    """One object: `data_size` bytes of data at `offset` in the segment, its metadata right behind.
+
+    A sealed one may be on disk too (it has a record), or there alone (it is not resident).
+    """
 
     object_id: ObjectID
     data_size: int
@@ -47,11 +51,22 @@ class Entry:
     owner: Client | None = None
     """Whose quota it is counted in."""
     holders: set[Client] = attrs.Factory(set)
+    record: Record | None = None
+    """Where it is on disk."""
+    is_resident: bool = True
+    """Whether it is in memory, as a whole."""
+    in_transit: bool = False
+    """Whether a thread reads or writes its memory, which must stay as long."""
 
     @property
     def size(self) -> int:
-        """Bytes that are charged against the capacity."""
+        """Bytes that are charged against the capacity, while it has memory."""
         return self.data_size + self.metadata_size
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a block of memory is its own, whatever is in it by now."""
+        return self.is_resident or self.in_transit
 
     @property
     def is_sealed(self) -> bool:
@@ -59,14 +74,35 @@ class Entry:
         return self.sealed_at is not None
 
 
-class ObjectTable:
-    """All objects of a store of `capacity` bytes; `allocated` bytes of it are charged."""
+@attrs.frozen
+class Eviction:
+    """What is to be evicted before an object fits, by whom it is counted; and what leaves a quota, being in use."""
 
-    def __init__(self, capacity: int, max_objects: int) -> None:
+    own: Sequence[Entry] = ()
+    others: Sequence[Entry] = ()
+    demoted: Sequence[Entry] = ()
+    quota: Quota | None = None
+
+    @property
+    def victims(self) -> list[Entry]:
+        """All that is to be evicted, in order."""
+        return [*self.own, *self.others]
+
+
+class ObjectTable:
+    """All objects of a store of `capacity` bytes; `allocated` bytes of it are charged.
+
+    `spills` says that what is evicted stays in the table, on disk.
+    """
+
+    def __init__(self, capacity: int, max_objects: int, *, spills: bool = False) -> None:
         self.capacity = capacity
         self.max_objects = max_objects
+        self.spills = spills
         self.allocated = 0
         self.idle = LRUQueue()
+        self.unsaved = LRUQueue()
+        """Those of the idle objects that are not on disk, where the store spills."""
         self.quotas: dict[Client, Quota] = {}
         self._entries: dict[ObjectID, Entry] = {}
 
@@ -102,31 +138,31 @@ class ObjectTable:
         client.quota = self.quotas[client] = Quota(nbytes)
         return True
 
-    def make_room(self, client: Client, size: int, *, evict: bool) -> list[Entry]:
-        """Remove the entries that must go before an object of `size` bytes fits.
+    def plan_room(self, client: Client, size: int, *, evict: bool) -> Eviction:
+        """What must go before an object of `size` bytes fits; nothing is changed yet.
 
-        More than needed go at once, a fifth of the capacity where there is so much, so that a full store does
+        More than needed goes at once, a fifth of the capacity where there is so much, so that a full store does
         not evict for every create (as Apache's does). A client with a quota makes room in it first.
 
-        Returns:
-            The removed entries.
-
         Raises:
-            StoreFullError: it would not fit even then, or it does not fit and `evict` is false; nothing was removed.
+            StoreFullError: it would not fit even then, or it does not fit and `evict` is false.
         """
         quota = client.quota
         own: list[Entry] = []
-        in_use: list[ObjectID] = []
+        demoted: list[Entry] = []
         if quota is not None:
             leaving, in_use = quota.plan(size, evict=evict, in_use=lambda id_: bool(self._entries[id_].holders))
             own = [self._entries[object_id] for object_id in leaving]
-        others = self._victims(size, own, evict=evict)
-        for object_id in in_use:
-            self._disown(self._entries[object_id])
-        if quota is not None:
-            quota.evictions += len(own)
-            quota.evicted_bytes += sum(entry.size for entry in own)
-        return [self.remove(entry) for entry in (*own, *others)]
+            demoted = [self._entries[object_id] for object_id in in_use]
+        return Eviction(own, self._victims(size, own, evict=evict), demoted, quota)
+
+    def begin(self, eviction: Eviction) -> None:
+        """Do what a plan says of quotas; evicting the victims is up to the caller."""
+        for entry in eviction.demoted:
+            self._disown(entry)
+        if eviction.quota is not None:
+            eviction.quota.evictions += len(eviction.own)
+            eviction.quota.evicted_bytes += sum(entry.size for entry in eviction.own)
 
     def add(self, entry: Entry) -> None:
         """Enter a created object; its creator holds it.
@@ -166,10 +202,11 @@ class ObjectTable:
         return entry
 
     def acquire(self, client: Client, object_id: ObjectID) -> Entry | None:
-        """Hold a sealed object for a client; None where it cannot be read."""
+        """Hold a sealed object for a client; None where it cannot be read now."""
         entry = self.find_sealed(object_id)
-        if entry is not None:
-            self._hold(client, entry)
+        if entry is None or not entry.is_resident:
+            return None
+        self._hold(client, entry)
         return entry
 
     def release(self, client: Client, object_id: ObjectID) -> Entry | None:
@@ -190,7 +227,7 @@ class ObjectTable:
         if entry.delete_when_released:
             return self.remove(entry)
         if entry.owner is None:
-            self.idle.add(object_id, entry.size)
+            self._rest(entry)
         return None
 
     def abort(self, client: Client, object_id: ObjectID) -> Entry | None:
@@ -235,7 +272,7 @@ class ObjectTable:
                 entry = self._entries[object_id]
                 self._disown(entry)
                 if not entry.holders:
-                    self.idle.add(object_id, entry.size)
+                    self._rest(entry)
             client.quota = None
         for object_id in list(client.held):
             gone = self.abort(client, object_id) or self.release(client, object_id)
@@ -246,13 +283,57 @@ class ObjectTable:
     def remove(self, entry: Entry) -> Entry:
         """Take an entry out, whatever its state."""
         del self._entries[entry.object_id]
-        self.allocated -= entry.size
-        self.idle.discard(entry.object_id)
-        self._disown(entry)
+        self._retire(entry)
         for holder in entry.holders:
             holder.held.pop(entry.object_id, None)
         entry.holders.clear()
         return entry
+
+    def take_up(self, record: Record) -> None:
+        """Enter an object that is on disk, from an earlier life of the store."""
+        past = Client("an earlier store")
+        entry = Entry(record.object_id, record.data_size, record.metadata_size, past, record.created_at)
+        entry.sealed_at, entry.digest, entry.record, entry.is_resident = record.sealed_at, record.digest, record, False
+        self._entries[record.object_id] = entry
+
+    def spill(self, entry: Entry) -> None:
+        """Leave an idle object that is on disk there alone."""
+        assert entry.record is not None
+        self._retire(entry)
+        entry.is_resident = False
+
+    def begin_return(self, entry: Entry) -> None:
+        """Charge for the memory of an object that is to be read from disk."""
+        entry.in_transit = True
+        self.allocated += entry.size
+
+    def end_return(self, entry: Entry, *, complete: bool) -> None:
+        """The object is in memory, or gave its memory back."""
+        entry.in_transit = False
+        entry.is_resident = complete
+        if not complete:
+            self.allocated -= entry.size
+
+    def saved(self, entry: Entry, record: Record) -> None:
+        """The object is on disk as well."""
+        entry.record = record
+        self.unsaved.discard(entry.object_id)
+
+    @property
+    def lacks_saved(self) -> bool:
+        """Whether more objects should be saved, so that a create need not wait: a fifth of the capacity should be
+        free, or be taken by idle objects that are on disk."""
+        ready = self.capacity - self.allocated + self.idle.nbytes - self.unsaved.nbytes
+        return bool(self.unsaved) and ready < self.capacity // 5
+
+    def oldest_unsaved(self, nbytes: int) -> list[Entry]:
+        """The oldest idle entries that are not on disk and reach `nbytes` in sum."""
+        return [self._entries[object_id] for object_id in self.unsaved.oldest(nbytes)]
+
+    def rest(self, entry: Entry) -> None:
+        """Count an object that is back in memory as idle, unless somebody holds it."""
+        if not entry.holders:
+            self._rest(entry)
 
     def refresh(self, object_ids: Iterable[ObjectID]) -> None:
         """Make idle objects the most recent ones, in the order given; others are passed over."""
@@ -261,6 +342,20 @@ class ObjectTable:
             if entry is not None and entry.owner is not None and entry.owner.quota is not None:
                 entry.owner.quota.owned.refresh(object_id)
             self.idle.refresh(object_id)
+            self.unsaved.refresh(object_id)
+
+    def _rest(self, entry: Entry) -> None:
+        self.idle.add(entry.object_id, entry.size)
+        if self.spills and entry.record is None:
+            self.unsaved.add(entry.object_id, entry.size)
+
+    def _retire(self, entry: Entry) -> None:
+        """Take an entry out of all that counts its memory."""
+        if entry.has_memory:
+            self.allocated -= entry.size
+        self.idle.discard(entry.object_id)
+        self.unsaved.discard(entry.object_id)
+        self._disown(entry)
 
     def _disown(self, entry: Entry) -> None:
         """Take an entry out of its owner's quota, if it is in one."""
@@ -269,13 +364,13 @@ class ObjectTable:
         entry.owner = None
 
     def _victims(self, size: int, own: Sequence[Entry], *, evict: bool) -> list[Entry]:
-        crowded = len(self._entries) - len(own) >= self.max_objects
+        crowded = len(self._entries) - (0 if self.spills else len(own)) >= self.max_objects
         needed = self.allocated - sum(entry.size for entry in own) + size - self.capacity
         if needed <= 0 and not crowded:
             return []
         if size > self.capacity:
             raise StoreFullError(f"{size:,} bytes are more than the store's capacity of {self.capacity:,}")
-        if not evict or self.idle.nbytes < needed or not self.idle:
+        if not evict or self.idle.nbytes < needed or not self.idle or (crowded and self.spills):
             if crowded:
                 raise StoreFullError(f"the store holds {len(self._entries):,} objects, its limit")
             raise StoreFullError(
@@ -284,10 +379,14 @@ class ObjectTable:
                 "or give the store more memory"
             )
         # Where only the number of objects is the trouble, they may all be empty, and one is enough.
-        return self.evictable(max(needed, self.capacity // 5) if needed > 0 else 1)
+        # An object on disk has a use in memory as long as nothing else needs the room.
+        batch = 0 if self.spills else self.capacity // 5
+        return self.evictable(max(needed, batch) if needed > 0 else 1)
 
     def _hold(self, client: Client, entry: Entry) -> None:
         if not entry.holders:
             self.idle.discard(entry.object_id)
+            if self.spills:
+                self.unsaved.discard(entry.object_id)
         entry.holders.add(client)
         client.held[entry.object_id] = None
