@@ -6,6 +6,7 @@ No event loop is imported here. `plasmastream.store` waits with anyio, `plasmast
 from plasmastream._client._connection import RETRY_FIRST, RETRY_LAST, Connection, connect
 from plasmastream._client._lease import Buffer, FileSlice, Lease, NewObject, Unsealed
 from plasmastream._client._requests import (
+    AT_ONCE,
     DEFAULT_SOCKET,
     batches,
     check,
@@ -18,6 +19,7 @@ from plasmastream._client._socket import UnixSocket, close_descriptors
 from plasmastream._client._watched import WatchedMemory
 
 __all__ = [
+    "AT_ONCE",
     "DEFAULT_SOCKET",
     "RETRY_FIRST",
     "RETRY_LAST",

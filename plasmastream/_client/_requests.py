@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 DEFAULT_SOCKET = "/tmp/plasma"
 
+AT_ONCE = 64
+"""Requests that may be sent before their replies are read: sockets hold so many in both directions."""
+
 _FOR_EVER = 1e9  # seconds; the protocol counts milliseconds in 64 bits
 
 

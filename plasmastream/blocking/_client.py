@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 from weakref import WeakSet
 
 from plasmastream._client import (
+    AT_ONCE,
     DEFAULT_SOCKET,
     RETRY_FIRST,
     RETRY_LAST,
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
 
 _BATCH_BYTES = 4 << 20
 _BATCH_OBJECTS = 4096
-_FEW = 8
 
 _ReplyT = TypeVar("_ReplyT", bound=Message)
 _T = TypeVar("_T")
@@ -275,18 +275,13 @@ class StoreClient:
                     lease.release()
 
     def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:
-        """Tell of each object whether it can be read.
-
-        The protocol asks for one object at a time; many are asked for by a get, which makes those that are there
-        the most recently used ones.
-        """
-        if len(object_ids) <= _FEW:
-            return [self._call(ContainsRequest(object_id), ContainsReply).has_object for object_id in object_ids]
-        leases = self._get_now(object_ids)
-        for lease in leases:
-            if lease:
-                lease.release()
-        return [lease is not None for lease in leases]
+        """Tell of each object whether it can be read."""
+        found: list[bool] = []
+        for first in range(0, len(object_ids), AT_ONCE):
+            requests = [ContainsRequest(object_id) for object_id in object_ids[first : first + AT_ONCE]]
+            replies = self._turn(lambda session: session.connection.call_all(requests, ContainsReply))  # noqa: B023
+            found += [reply.has_object for reply, _ in replies]
+        return found
 
     def delete(self, object_ids: Sequence[ObjectID]) -> list[ErrorCode]:
         """Delete objects; those in use go when the last lease does.

@@ -3,6 +3,7 @@
 import math
 import select
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Self, TypeVar
 
@@ -45,23 +46,36 @@ class StoreConnection(Connection[UnixSocket]):
         It stays busy, for whoever called to say when all consequences are drawn: what is interrupted before that
         is of no use any more.
         """
+        (reply,) = self.call_all((request,), kind, patience)
+        return reply
+
+    def call_all(
+        self, requests: Sequence[Message], kind: type[_ReplyT], patience: float | None = None
+    ) -> list[tuple[_ReplyT, dict[int, int]]]:
+        """As `call`, for a few small requests that are sent together."""
         patience = self.reply_timeout if patience is None else patience
         deadline = time.monotonic() + patience
         self.is_busy = True
-        try:
-            self.post(request)
-        except Exception:
-            self.is_busy = not _is_mistaken(request)
-            raise
+        for request in requests:
+            try:
+                self.post(request)
+            except Exception:
+                self.is_busy = not _is_mistaken(request)
+                raise
+        replies: list[tuple[_ReplyT, dict[int, int]]] = []
         try:
             while not self.flush_nowait():
                 self._wait(select.POLLOUT, deadline)
-            while (reply := self.take_reply(kind)) is None:
-                self._wait(select.POLLIN, deadline)
-                self._receive()
+            while len(replies) < len(requests):
+                reply = self.take_reply(kind)
+                if reply is None:
+                    self._wait(select.POLLIN, deadline)
+                    self._receive()
+                else:
+                    replies.append(reply)
         except TimeoutError:
             raise self.fail(f"did not answer within {patience:g} s") from None
-        return reply
+        return replies
 
     def hang_up(self) -> None:
         """Have another thread, which waits for a reply, give up and close the connection."""

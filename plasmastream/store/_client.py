@@ -18,6 +18,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from plasmastream._client import (
+    AT_ONCE,
     DEFAULT_SOCKET,
     RETRY_FIRST,
     RETRY_LAST,
@@ -66,7 +67,6 @@ from plasmastream.wire.plasma import (
 
 _BATCH_BYTES = 4 << 20
 _BATCH_OBJECTS = 4096
-_FEW = 8
 _DIGEST_IN_THREAD = 1 << 20
 
 _ReplyT = TypeVar("_ReplyT", bound=Message)
@@ -199,22 +199,19 @@ class StoreClient:
         return found
 
     async def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:
-        """Tell of each object whether it can be read.
-
-        The protocol asks for one object at a time; many are asked for by a get, which makes those that are there
-        the most recently used ones.
-        """
-        if len(object_ids) <= _FEW:
-            found = []
-            for object_id in object_ids:
-                reply, _, _ = await self._call(ContainsRequest(object_id), ContainsReply)
-                found.append(reply.has_object)
-            return found
-        leases = await self._get_now(object_ids)
-        for lease in leases:
-            if lease:
-                lease.release()
-        return [lease is not None for lease in leases]
+        """Tell of each object whether it can be read."""
+        found: list[bool] = []
+        for first in range(0, len(object_ids), AT_ONCE):
+            requests = [ContainsRequest(object_id) for object_id in object_ids[first : first + AT_ONCE]]
+            async with self._lock:
+                session = await self._open_session()
+                session.settle()
+                try:
+                    replies = await session.connection.call_all(requests, ContainsReply)
+                finally:
+                    session.settle()
+            found += [reply.has_object for reply, _ in replies]
+        return found
 
     async def delete(self, object_ids: Sequence[ObjectID]) -> list[ErrorCode]:
         """Delete objects; those in use go when the last lease does: see `ObjectStore.delete`."""

@@ -12,6 +12,7 @@ from typing import Self, TypeVar
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+from anyio.abc import TaskStatus
 
 from plasmastream._errors import StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
@@ -137,15 +138,16 @@ class EmbeddedStore:
         """Evict the longest unused objects until `nbytes` bytes are free; returns bytes freed."""
         return await self._when_there_is_room(lambda: self.core.evict(nbytes), 0, 0.0)
 
-    async def run(self) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Work beside the store: touch its memory ahead of use, and move objects between memory and disk.
 
-        Meant for a nursery; returns when nothing is left to be done, and may be cancelled.
+        Meant to be started in a nursery; may be cancelled, and returns early where there is nothing more to be done.
         """
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.prefault)
             if self.spiller is not None:
-                await self.spiller.run()
+                await tasks.start(self.spiller.run)
+            task_status.started()
+            await self.prefault()
 
     async def prefault(self) -> None:
         """Touch all memory ahead of use, in a thread, so that the first objects are written as fast as later ones.

@@ -1,6 +1,7 @@
 """One connection to a store, waited for on Trio or asyncio."""
 
 import socket
+from collections.abc import Sequence
 from typing import Self, TypeVar
 
 import anyio
@@ -14,7 +15,7 @@ _ReplyT = TypeVar("_ReplyT", bound=Message)
 
 
 class StoreConnection(Connection[UnixTransport]):
-    """One connection to a store: requests go out one at a time, each reply is waited for to a deadline."""
+    """One connection to a store: each reply is waited for to a deadline."""
 
     def __init__(self, path: str, sock: socket.socket, reply_timeout: float) -> None:
         super().__init__(path, UnixTransport(sock), reply_timeout)
@@ -44,21 +45,36 @@ class StoreConnection(Connection[UnixTransport]):
         Not to be cancelled half-way, since nobody would know what the store has done; so it is shielded, for as
         long as `reply_timeout` at most.
         """
+        (reply,) = await self.call_all((request,), kind)
+        return reply
+
+    async def call_all(self, requests: Sequence[Message], kind: type[_ReplyT]) -> list[tuple[_ReplyT, dict[int, int]]]:
+        """As `call`, for a few small requests that are sent together."""
         try:
             with anyio.fail_after(self.reply_timeout, shield=True):
-                return await self.exchange(request, kind)
+                return await self._exchange(requests, kind)
         except TimeoutError:
             raise self.fail(f"did not answer within {self.reply_timeout:g} s") from None
 
     async def exchange(self, request: Message, kind: type[_ReplyT]) -> tuple[_ReplyT, dict[int, int]]:
         """As `call`, without shield and deadline: after a cancel the connection is of no use any more."""
+        (reply,) = await self._exchange((request,), kind)
+        return reply
+
+    async def _exchange(self, requests: Sequence[Message], kind: type[_ReplyT]) -> list[tuple[_ReplyT, dict[int, int]]]:
+        replies: list[tuple[_ReplyT, dict[int, int]]] = []
         try:
             self.is_busy = True
-            self.post(request)
+            for request in requests:
+                self.post(request)
             await self._transport.flush()
-            while (reply := self.take_reply(kind)) is None:
-                self.take_in(*await self._transport.receive(self._wire.get_buffer()))
-            return reply
+            while len(replies) < len(requests):
+                reply = self.take_reply(kind)
+                if reply is None:
+                    self.take_in(*await self._transport.receive(self._wire.get_buffer()))
+                else:
+                    replies.append(reply)
+            return replies
         except anyio.ClosedResourceError:
             raise self.fail("is not waited for any more") from None  # `close` has said why
         except OSError as error:

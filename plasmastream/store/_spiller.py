@@ -16,6 +16,7 @@ from typing import TypeAlias
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+from anyio.abc import TaskStatus
 
 from plasmastream._errors import StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
@@ -49,7 +50,7 @@ class Spiller:
         self._unreadable: set[ObjectID] = set()
         self._complaint: str | None = None
 
-    async def run(self) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Save and bring back whatever the core says, until cancelled."""
         core = self._core
         core.on_spill_work = self._wake
@@ -59,6 +60,7 @@ class Spiller:
                 tasks.start_soon(self._save_ahead)
                 tasks.start_soon(self._bring_back)
                 self._wake()
+                task_status.started()
         finally:
             self.is_running = False
             core.unwatch_room(self._try_again)
@@ -231,7 +233,8 @@ class Spiller:
             _log.error("%s; it is lost", error)
             self._core.lose(entry)
         else:
-            _log.error("object %s cannot be read from %s: %s", entry.object_id, self._directory.directory, error)
+            reason = error.strerror if isinstance(error, OSError) else error
+            _log.error("object %s cannot be read from %s: %s", entry.object_id, self._directory.directory, reason)
             self._unreadable.add(entry.object_id)
             self._core.does_not_return(entry.object_id)
             self._to_return.set()

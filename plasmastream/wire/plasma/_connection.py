@@ -327,7 +327,10 @@ class ServerConnection(_Connection[D]):
 
 
 class ClientConnection(_Connection[D]):
-    """A program's end: requests go out, at most one of them waiting for its reply, and replies come in.
+    """A program's end: requests go out, and their replies come in, in the same order.
+
+    A store may answer one request before it reads the next, and wait meanwhile until its answers are read: whoever
+    sends many before reading should know that both directions hold them.
 
     Args:
         max_body_size: the largest reply accepted, in bytes.
@@ -336,7 +339,7 @@ class ClientConnection(_Connection[D]):
     def __init__(self, max_body_size: int = DEFAULT_MAX_BODY_SIZE) -> None:
         super().__init__(max_body_size)
         self._segments: dict[int, int] = {}  # store_fd: mmap_size; its keys are the U of plasma-ipc 3.2
-        self._request: m.Message | None = None
+        self._requests: deque[m.Message] = deque()  # those that wait for their replies
         self._reply: m.Message | None = None  # complete, but some of its descriptors are still to come
         self._awaited: deque[int] = deque()
         self._collected: dict[int, D] = {}
@@ -348,8 +351,7 @@ class ClientConnection(_Connection[D]):
             descriptor: for a `SubscribeRequest`, the socket to which the store will write notifications.
 
         Raises:
-            LocalProtocolError: the last request is not answered yet, the connection is broken, or this is no
-                request that can be sent.
+            LocalProtocolError: the connection is broken, or this is no request that can be sent.
         """
         if self._error is not None:
             raise LocalProtocolError("the connection is broken")
@@ -357,14 +359,11 @@ class ClientConnection(_Connection[D]):
             raise LocalProtocolError(f"a {request.type.name} is not a request")
         if (request.type is m.MessageType.SUBSCRIBE_REQUEST) != (descriptor is not None):
             raise LocalProtocolError("a descriptor goes with a SUBSCRIBE_REQUEST, and with nothing else")
-        expects_reply = REPLY_TO[request.type] is not None
-        if expects_reply and self._request is not None:
-            raise LocalProtocolError(f"a {self._request.type.name} is waiting for its reply")
         self._outgoing.append(Outgoing(encode(request)))
         if descriptor is not None:
             self._outgoing.append(Outgoing(_DESCRIPTOR_BYTE, descriptor))
-        if expects_reply:
-            self._request = request
+        if REPLY_TO[request.type] is not None:
+            self._requests.append(request)
 
     def next_event(self) -> Reply[D] | Signal:
         """Return the reply with all its descriptors, or `NEED_DATA`, or `CONNECTION_CLOSED`.
@@ -387,7 +386,7 @@ class ClientConnection(_Connection[D]):
         return unclaimed
 
     def _check_type(self, message_type: int) -> m.MessageType:
-        expected = None if self._request is None else REPLY_TO[self._request.type]
+        expected = REPLY_TO[self._requests[0].type] if self._requests else None
         if expected is None or message_type != expected:
             due = "nothing" if expected is None else f"a {expected.name}"
             raise RemoteProtocolError(f"the store sent type {message_type} when {due} was due")
@@ -402,14 +401,13 @@ class ClientConnection(_Connection[D]):
         return self._next_reply()
 
     def _begin_reply(self, reply: m.Message) -> None:
-        assert self._request is not None  # else _check_type would have refused it
         for store_fd, mmap_size in segments_of(reply):
             if store_fd not in self._segments:
                 self._segments[store_fd] = mmap_size
                 self._awaited.append(store_fd)
             elif self._segments[store_fd] != mmap_size:  # a number used again: the client's mapping is stale
                 raise RemoteProtocolError(f"segment {store_fd} has changed its size to {mmap_size}")
-        check_reply(self._request, reply, self._segments)
+        check_reply(self._requests[0], reply, self._segments)
         self._reply = reply
 
     def _next_reply(self) -> Reply[D] | Signal:
@@ -420,7 +418,8 @@ class ClientConnection(_Connection[D]):
             self._collected[self._awaited.popleft()] = descriptor
         assert self._reply is not None
         event = Reply(self._reply, self._collected)
-        self._request, self._reply, self._collected = None, None, {}
+        self._requests.popleft()
+        self._reply, self._collected = None, {}
         return event
 
     def _nothing_more(self) -> Signal:
