@@ -7,6 +7,7 @@ from plasmastream._client._connection import RETRY_FIRST, RETRY_LAST, Connection
 from plasmastream._client._lease import Buffer, FileSlice, Lease, NewObject, Unsealed
 from plasmastream._client._requests import (
     DEFAULT_SOCKET,
+    Inspection,
     batches,
     check,
     no_store_answers,
@@ -24,6 +25,7 @@ __all__ = [
     "Buffer",
     "Connection",
     "FileSlice",
+    "Inspection",
     "Lease",
     "Mapping",
     "NewObject",

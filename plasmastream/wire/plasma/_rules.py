@@ -92,6 +92,8 @@ def check_reply(request: m.Message, reply: m.Message, segments: Mapping[int, int
 
 def _check_inspection(request: m.InspectRequest, reply: m.InspectReply) -> None:
     if request.object_ids:
+        if reply.next_cursor:
+            raise RemoteProtocolError("the store goes on when it has told of all that it was asked about")
         unmatched = iter(request.object_ids)  # what is not in the store is left out, and the rest stays in order
         for status in reply.objects:
             if status.object_id not in unmatched:

@@ -605,6 +605,7 @@ WRONG_ANSWERS: list[tuple[Message, Message, str]] = [
     (InspectRequest((A,)), InspectReply((status_of(B),)), "not asked about"),
     (InspectRequest((A, B)), InspectReply((status_of(B), status_of(A))), "not asked about"),
     (InspectRequest((A,)), InspectReply((status_of(A), status_of(A))), "not asked about"),
+    (InspectRequest((A,)), InspectReply((), 1), "goes on"),
     (InspectRequest(), InspectReply((), 1), "no end"),
     (InspectRequest(cursor=7), InspectReply((status_of(A),), 7), "no end"),
 ]
