@@ -102,7 +102,7 @@ class ObjectTable:
 
     def page(self, after: int, most: int) -> list[Entry]:
         """The entries that follow the one of the number `after`, in the order in which they were entered."""
-        entries = list(self._entries.values())  # a few milliseconds for a million, and no index to keep up to date
+        entries = list(self._entries.values())  # tens of milliseconds for a million, but no index to keep
         start = bisect_right(entries, after, key=attrgetter("number"))
         return entries[start : start + most]
 

@@ -10,7 +10,7 @@ import trio
 from plasmastream import ObjectID, blocking
 from plasmastream.store import EmbeddedStore, StoreCore, open_store
 from plasmastream.store._inspect import inspect_page, process_at
-from plasmastream.store._table import Client, Process
+from plasmastream.store._table import ANONYMOUS, Client, Process
 from plasmastream.wire.plasma import (
     MAX_HOLDERS,
     MAX_INSPECTED,
@@ -49,8 +49,8 @@ def core(clock: Clock) -> Iterator[StoreCore]:
     core.close()
 
 
-def client(pid: int, **more: str) -> Client:
-    return Client(f"process {pid}", process=Process(pid, 7, f"name {pid}"), **more)
+def client(pid: int, label: str = ANONYMOUS) -> Client:
+    return Client(f"process {pid}", label=label, process=Process(pid, 7, f"name {pid}"))
 
 
 def put_idle(core: StoreCore, *object_ids: ObjectID) -> None:
