@@ -83,14 +83,13 @@ setup-apache:
 	touch $(APACHE_READY) || \
 	{ rm -rf .venv-apache; echo "Apache's parts could not be installed; tests against them skip"; }
 
-# The generated modules import each other by absolute names, which are put under their place in the tests.
+# The generated modules import each other as `plasma.flatbuf`, which tests/wire/plasma/oracle.py gives them.
 schema:
 	@command -v flatc >/dev/null || \
 	  { echo "flatc, the flatbuffers compiler (package flatbuffers-compiler), is not installed"; exit 1; }
 	@rm -rf $(GENERATED) && mkdir -p $(GENERATED)
-	@flatc --python -o $(GENERATED) -I $(SCHEMA) $(SCHEMA)/common.fbs $(SCHEMA)/plasma.fbs
-	@find $(GENERATED) -name '*.py' -exec \
-	  sed -i 's/from plasma\.flatbuf/from $(subst /,.,$(GENERATED)).plasma.flatbuf/' {} +
+	@flatc --python -o $(GENERATED) -I $(SCHEMA) $(SCHEMA)/*.fbs
+	@touch $(GENERATED)/__init__.py
 	@echo "Made $$(find $(GENERATED) -name '*.py' | wc -l) modules in $(GENERATED)"
 
 clean:

@@ -12,6 +12,7 @@ machines.
 
 from plasmastream._errors import (
     LocalProtocolError,
+    NotSupportedError,
     ObjectExistsError,
     ObjectInUseError,
     ObjectNotFoundError,
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LocalProtocolError",
+    "NotSupportedError",
     "ObjectExistsError",
     "ObjectID",
     "ObjectInUseError",

@@ -12,6 +12,7 @@
     │   ├── ObjectNotSealedError
     │   ├── ObjectInUseError
     │   ├── StoreFullError
+    │   ├── NotSupportedError
     │   └── StoreConnectionError no store answers, or it went away
     └── PeerError                another machine could not be reached, or broke off
         └── TransferError        the peer answered with a status that is not success
@@ -65,6 +66,10 @@ class ObjectInUseError(StoreError):
 
 class StoreFullError(StoreError):
     """There is no room, and nothing more can be evicted."""
+
+
+class NotSupportedError(StoreError):
+    """The store does not know such a request: Apache's answers none that are our own."""
 
 
 class StoreConnectionError(StoreError):

@@ -3,6 +3,7 @@
 import plasmastream
 from plasmastream import (
     LocalProtocolError,
+    NotSupportedError,
     ObjectExistsError,
     ObjectInUseError,
     ObjectNotFoundError,
@@ -29,6 +30,7 @@ PARENTS: dict[type[Exception], type[Exception]] = {
     ObjectNotSealedError: StoreError,
     ObjectInUseError: StoreError,
     StoreFullError: StoreError,
+    NotSupportedError: StoreError,
     StoreConnectionError: StoreError,
     PeerError: PlasmastreamError,
     TransferError: PeerError,

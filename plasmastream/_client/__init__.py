@@ -8,6 +8,7 @@ from plasmastream._client._lease import Buffer, FileSlice, Lease, NewObject, Uns
 from plasmastream._client._requests import (
     AT_ONCE,
     DEFAULT_SOCKET,
+    Inspection,
     batches,
     check,
     no_store_answers,
@@ -26,6 +27,7 @@ __all__ = [
     "Buffer",
     "Connection",
     "FileSlice",
+    "Inspection",
     "Lease",
     "Mapping",
     "NewObject",

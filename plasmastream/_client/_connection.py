@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from plasmastream._client._socket import UnixSocket, close_descriptors
-from plasmastream._errors import RemoteProtocolError, StoreConnectionError
+from plasmastream._errors import NotSupportedError, RemoteProtocolError, StoreConnectionError
 from plasmastream.wire.plasma import CONNECTION_CLOSED, MAX_BODY_SIZE, NEED_DATA, ClientConnection, Message, Reply
 
 RETRY_FIRST, RETRY_LAST = 0.005, 0.1
@@ -29,9 +29,16 @@ class Connection(Generic[_SocketT]):
         """Whether a request waits for its reply."""
 
     def post(self, message: Message) -> None:
-        """Queue a message; what has no reply is sent when the kernel takes it, with the next request at the latest."""
+        """Queue a message; what has no reply is sent when the kernel takes it, with the next request at the latest.
+
+        Raises:
+            NotSupportedError: the store would not understand it.
+            StoreConnectionError: the connection is broken.
+        """
         if self.broken:
             raise StoreConnectionError(self.broken)
+        if not self._wire.is_understood(message):
+            raise NotSupportedError(f"the store at {self.path} does not tell who holds what: it is none of ours")
         self._wire.send(message)
         self._transport.queue(self._wire.data_to_send())
 

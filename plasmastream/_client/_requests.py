@@ -1,7 +1,8 @@
 """How requests are cut, and what the answers mean."""
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from plasmastream._client._lease import Buffer, NewObject
@@ -12,7 +13,8 @@ from plasmastream._errors import (
     StoreError,
     StoreFullError,
 )
-from plasmastream.wire.plasma import ErrorCode
+from plasmastream._object_id import ObjectID
+from plasmastream.wire.plasma import MAX_INSPECTED, ErrorCode, InspectReply, InspectRequest, ObjectStatus
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer as AnyBuffer
@@ -63,6 +65,33 @@ def no_store_answers(path: str, error: OSError) -> StoreConnectionError:
     """The error for a socket at which nobody is."""
     reason = error.strerror or error
     return StoreConnectionError(f"no store answers at {path}: {reason}; start one there, or name another socket")
+
+
+class Inspection:
+    """The requests that tell of many objects, each small enough that the store serves others meanwhile.
+
+    Args:
+        object_ids: which objects; all where this is None.
+    """
+
+    def __init__(self, object_ids: Sequence[ObjectID] | None) -> None:
+        self.found: list[ObjectStatus] = []
+        self._waiting = deque([InspectRequest()] if object_ids is None else _pages(object_ids))
+
+    def next_request(self) -> InspectRequest | None:
+        """What to ask next; None where all is found."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def take(self, reply: InspectReply) -> None:
+        """Take the answer."""
+        self.found += reply.objects
+        if reply.next_cursor:
+            self._waiting.append(InspectRequest(cursor=reply.next_cursor))
+
+
+def _pages(object_ids: Sequence[ObjectID]) -> Iterator[InspectRequest]:
+    for start in range(0, len(object_ids), MAX_INSPECTED):
+        yield InspectRequest(tuple(object_ids[start : start + MAX_INSPECTED]))
 
 
 def batches(objects: Sequence[NewObject], max_objects: int, max_bytes: int) -> list[list[NewObject]]:

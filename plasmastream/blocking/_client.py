@@ -17,6 +17,7 @@ from plasmastream._client import (
     RETRY_FIRST,
     RETRY_LAST,
     Buffer,
+    Inspection,
     Lease,
     Mapping,
     NewObject,
@@ -49,11 +50,13 @@ from plasmastream.wire.plasma import (
     EvictRequest,
     GetReply,
     GetRequest,
+    InspectReply,
     ListReply,
     ListRequest,
     Message,
     ObjectInfo,
     ObjectSpec,
+    ObjectStatus,
     ReleaseRequest,
     SealReply,
     SealRequest,
@@ -294,6 +297,23 @@ class StoreClient:
     def list_objects(self) -> list[ObjectInfo]:
         """Describe every object, also unsealed ones (whose digest is empty)."""
         return list(self._call(ListRequest(), ListReply).objects)
+
+    def inspect(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectStatus]:
+        """Tell who holds objects, and all else that is known of them: of all where none is named.
+
+        Args:
+            object_ids: any number; may repeat.
+
+        Returns:
+            Of those that are there, in the order asked, or in that of their creation.
+
+        Raises:
+            NotSupportedError: the store is Apache's, which does not tell.
+        """
+        inspection = Inspection(object_ids)
+        while (request := inspection.next_request()) is not None:
+            inspection.take(self._call(request, InspectReply))
+        return inspection.found
 
     def evict(self, nbytes: int) -> int:
         """Evict the longest unused objects until `nbytes` bytes are free or none is left; returns bytes freed."""

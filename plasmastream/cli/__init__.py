@@ -14,6 +14,7 @@ _COMMANDS = {
     "put": "Put files into the store.",
     "get": "Write an object to standard output, or to a file.",
     "ls": "List the objects in the store.",
+    "stat": "Show an object, and why it cannot go now.",
     "rm": "Delete objects from the store.",
     "copy": "Fetch objects from another machine into the store.",
     "take": "Fetch objects from another machine, which deletes its own.",

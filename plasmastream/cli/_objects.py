@@ -1,11 +1,9 @@
-"""Objects and files: what `put`, `get`, `ls` and `rm` do with a store."""
+"""Objects and files: what `put`, `get` and `rm` do with a store."""
 
-import json
 import os
 import stat
 import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +12,7 @@ from plasmastream._errors import ObjectNotFoundError, PlasmastreamError
 from plasmastream._object_id import ObjectID
 from plasmastream.cli._run import ExitStatus, UsageError, complain
 from plasmastream.store import StoreClient, open_store
-from plasmastream.wire.plasma import ErrorCode, ObjectInfo
+from plasmastream.wire.plasma import ErrorCode
 
 _STANDARD = "-"
 
@@ -103,58 +101,3 @@ async def remove_objects(object_ids: Sequence[ObjectID], path: str) -> int:
                 complain("plasmastream", f"object {object_id} was not deleted: {code.name}")
                 status = ExitStatus.FAILED
     return status
-
-
-async def print_objects(path: str, *, as_json: bool) -> None:
-    """List a store's objects, oldest first: for people on a terminal, as lines of tab-separated values elsewhere."""
-    async with open_store(path) as store:
-        objects = await store.list_objects()
-    objects.sort(key=lambda info: info.create_time)
-    now = time.time()
-    if as_json:
-        print(json.dumps([_as_dict(info, now) for info in objects], indent=2))
-    elif sys.stdout.isatty():
-        _print_table(objects, now)
-    else:
-        for info in objects:
-            print(*_as_dict(info, now).values(), sep="\t")
-
-
-def _as_dict(info: ObjectInfo, now: float) -> dict[str, str | int]:
-    return {
-        "id": info.object_id.hex(),
-        "data_size": info.data_size,
-        "metadata_size": info.metadata_size,
-        "state": "unsealed" if info.construct_duration < 0 else "sealed",
-        "references": info.ref_count,
-        "age_seconds": max(0, int(now - info.create_time)),
-    }
-
-
-def _print_table(objects: Iterable[ObjectInfo], now: float) -> None:
-    rows = [("ID", "DATA", "METADATA", "STATE", "REFERENCES", "AGE")]
-    for info in objects:
-        values = _as_dict(info, now)
-        rows.append(
-            (
-                str(values["id"]),
-                f"{info.data_size:,}",
-                f"{info.metadata_size:,}",
-                str(values["state"]),
-                str(info.ref_count),
-                _age(int(values["age_seconds"])),
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        object_id, data, metadata, state, *numbers = (
-            f"{cell:{align}{width}}" for cell, align, width in zip(row, "<>><>>", widths, strict=True)
-        )
-        print(object_id, data, metadata, state, *numbers, sep="  ")
-
-
-def _age(seconds: int) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length} {unit}"
-    return f"{seconds} s"

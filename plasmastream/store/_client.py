@@ -23,6 +23,7 @@ from plasmastream._client import (
     RETRY_FIRST,
     RETRY_LAST,
     Buffer,
+    Inspection,
     Lease,
     NewObject,
     Session,
@@ -54,11 +55,13 @@ from plasmastream.wire.plasma import (
     EvictRequest,
     GetReply,
     GetRequest,
+    InspectReply,
     ListReply,
     ListRequest,
     Message,
     ObjectInfo,
     ObjectSpec,
+    ObjectStatus,
     ReleaseRequest,
     SealReply,
     SealRequest,
@@ -230,6 +233,25 @@ class StoreClient:
         """Evict the longest unused objects until `nbytes` bytes are free; returns bytes freed."""
         reply, _, _ = await self._call(EvictRequest(nbytes), EvictReply)
         return reply.num_bytes
+
+    async def inspect(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectStatus]:
+        """Tell who holds objects, and all else that is known of them: of all where none is named.
+
+        Args:
+            object_ids: any number; may repeat.
+
+        Returns:
+            Of those that are there, in the order asked, or in that of their creation.
+
+        Raises:
+            NotSupportedError: the store is Apache's, which does not tell.
+        """
+        inspection = Inspection(object_ids)
+        await anyio.lowlevel.checkpoint()
+        while (request := inspection.next_request()) is not None:
+            reply, _, _ = await self._call(request, InspectReply)
+            inspection.take(reply)
+        return inspection.found
 
     async def _call(
         self, request: Message, kind: type[_ReplyT], *, within: Session[StoreConnection] | None = None

@@ -211,8 +211,8 @@ class StoreCore:
 
     def get(self, client: Client, object_ids: Iterable[ObjectID]) -> list[Entry | None]:
         """Hold objects for a client: an entry each, None where it cannot be read now."""
-        acquire = self.table.acquire
-        return [acquire(client, object_id) for object_id in object_ids]
+        acquire, now = self.table.acquire, self._clock()
+        return [acquire(client, object_id, now) for object_id in object_ids]
 
     def wait_for(
         self,
@@ -228,7 +228,8 @@ class StoreCore:
         Returns:
             None where all are held at once, without a call; otherwise what `stop_waiting` takes.
         """
-        missing = {object_id for object_id in object_ids if self.table.acquire(client, object_id) is None}
+        acquire, now = self.table.acquire, self._clock()
+        missing = {object_id for object_id in object_ids if acquire(client, object_id, now) is None}
         if not missing:
             return None
         pending = PendingGet(client, missing, on_ready, on_returned)
@@ -253,7 +254,7 @@ class StoreCore:
 
     def release(self, client: Client, object_id: ObjectID) -> None:
         """Let a client's hold go; without effect where it has none."""
-        removed = self.table.release(client, object_id)
+        removed = self.table.release(client, object_id, self._clock())
         if removed is not None:
             self._remove_sealed(removed)
             return
@@ -309,7 +310,7 @@ class StoreCore:
 
     def disconnect(self, client: Client) -> None:
         """Let everything go that a client held, and take back what it left unsealed."""
-        for entry in self.table.disconnect(client):
+        for entry in self.table.disconnect(client, self._clock()):
             if entry.is_sealed:
                 self._remove_sealed(entry)
             else:
@@ -405,7 +406,7 @@ class StoreCore:
 
     def _answer_waiting(self, entry: Entry) -> None:
         for pending in self._pending.pop(entry.object_id, ()):
-            self.table.acquire(pending.client, entry.object_id)
+            self.table.acquire(pending.client, entry.object_id, self._clock())
             pending.missing.discard(entry.object_id)
             pending.no_longer_returns(entry.object_id)
             if not pending.missing:

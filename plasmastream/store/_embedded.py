@@ -14,14 +14,16 @@ import anyio.lowlevel
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
+from plasmastream._client import Inspection
 from plasmastream._errors import StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
 from plasmastream.store._core import DEFAULT_MAX_OBJECTS, MustSpillError, StoreCore
+from plasmastream.store._inspect import inspect_page
 from plasmastream.store._object_store import Buffer, FileSlice, Lease, NewObject, UnsealedObject
 from plasmastream.store._spill import SpillDirectory
 from plasmastream.store._spiller import Spiller
 from plasmastream.store._table import Client, Entry
-from plasmastream.wire.plasma import ErrorCode, ObjectInfo, object_digest
+from plasmastream.wire.plasma import ErrorCode, ObjectInfo, ObjectStatus, object_digest
 
 _DIGEST_IN_THREAD = 1 << 20
 
@@ -71,7 +73,7 @@ class EmbeddedStore:
         self, object_id: ObjectID, data_size: int, metadata: Buffer = b"", *, timeout: float = 0.0
     ) -> AsyncIterator[UnsealedObject]:
         """Make an object to be written in the `async with` block: see `ObjectStore.create`."""
-        writer = Client(f"writer of {object_id}")
+        writer = Client("in-process writer")
         size = data_size + len(metadata)
         entry = await self._when_there_is_room(
             lambda: self.core.create(writer, object_id, data_size, len(metadata)), size, timeout
@@ -97,7 +99,7 @@ class EmbeddedStore:
 
     async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:
         """Create and seal many small objects at once: see `ObjectStore.put_many`."""
-        holder = Client("put_many")
+        holder = Client("in-process put")
         columns = [(new.object_id, memoryview(new.data), memoryview(new.metadata), new.digest) for new in objects]
         size = sum(len(data) + len(metadata) for _, data, metadata, _ in columns)
         entries = await self._when_there_is_room(lambda: self.core.put_many(holder, columns), size, timeout)
@@ -111,7 +113,7 @@ class EmbeddedStore:
         if timeout == 0 and self.spiller is None:
             return self._leases(object_ids)
         # Holds each object from the moment it appears until the caller's own leases do.
-        waiter = Client("waiting get")
+        waiter = Client("in-process get")
         try:
             await self._wait(waiter, object_ids, timeout)
             return self._leases(object_ids)
@@ -133,6 +135,19 @@ class EmbeddedStore:
         await anyio.lowlevel.checkpoint()
         self.core.settle()
         return [describe(entry) for entry in self.core.table]
+
+    async def inspect(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectStatus]:
+        """Tell who holds objects, and all else that is known of them: of all where none is named.
+
+        Returns:
+            Of those that are there, in the order asked, or in that of their creation.
+        """
+        inspection = Inspection(object_ids)
+        await anyio.lowlevel.checkpoint()
+        while (request := inspection.next_request()) is not None:
+            inspection.take(inspect_page(self.core, request.object_ids, request.cursor))
+            await anyio.lowlevel.checkpoint()  # others may run between two pages
+        return inspection.found
 
     async def evict(self, nbytes: int) -> int:
         """Evict the longest unused objects until `nbytes` bytes are free; returns bytes freed."""
@@ -215,8 +230,8 @@ class EmbeddedStore:
     def _leases(self, object_ids: Sequence[ObjectID]) -> list[Lease | None]:
         leases: list[Lease | None] = []
         for object_id in object_ids:
-            holder = Client("lease")  # one for each lease, since a client holds an object at most once
-            entry = self.core.table.acquire(holder, object_id)
+            holder = Client("in-process lease")  # one for each lease, since a client holds an object at most once
+            (entry,) = self.core.get(holder, [object_id])
             leases.append(None if entry is None else self._lease(holder, entry))
         return leases
 

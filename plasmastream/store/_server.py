@@ -27,6 +27,7 @@ from plasmastream._object_id import ObjectID
 from plasmastream.store._core import MustSpillError, StoreCore
 from plasmastream.store._debug import debug_string
 from plasmastream.store._embedded import describe
+from plasmastream.store._inspect import inspect_page, process_at
 from plasmastream.store._spiller import Spiller
 from plasmastream.store._subscription import Subscription
 from plasmastream.store._table import Client, Entry
@@ -54,10 +55,12 @@ from plasmastream.wire.plasma import (
     ErrorCode,
     EvictReply,
     EvictRequest,
+    Extension,
     GetDebugStringReply,
     GetDebugStringRequest,
     GetReply,
     GetRequest,
+    InspectRequest,
     ListReply,
     ListRequest,
     Message,
@@ -163,7 +166,7 @@ class _Session:
     ) -> None:
         pid, self._user, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         self._core = core
-        self._client = Client(f"process {pid}")
+        self._client = Client(f"process {pid}", process=process_at(pid, self._user))
         # What is larger than the store could not be created anyway.
         body_limit = min(MAX_BODY_SIZE, max(_SMALLEST_BODY_LIMIT, core.capacity + (1 << 20)))
         self._wire: ServerConnection[int] = ServerConnection(max_body_size=body_limit)
@@ -314,7 +317,7 @@ class _Session:
             nursery.cancel_scope.cancel()
 
     def _connect(self, _: ConnectRequest) -> None:
-        self._send(ConnectReply(self._core.capacity))
+        self._send(ConnectReply(self._core.capacity, Extension.INSPECT))
 
     def _create(self, request: CreateRequest) -> None:
         def refuse(code: ErrorCode) -> None:
@@ -385,6 +388,9 @@ class _Session:
     def _list(self, _: ListRequest) -> None:
         self._send(ListReply(tuple(describe(entry) for entry in self._core.table)))
 
+    def _inspect(self, request: InspectRequest) -> None:
+        self._send(inspect_page(self._core, request.object_ids, request.cursor))
+
     def _evict(self, request: EvictRequest) -> None:
         # The field is unsigned, but clients put a signed number there, and less than nothing evicts nothing.
         nbytes = request.num_bytes if request.num_bytes < 1 << 63 else 0
@@ -419,6 +425,7 @@ _ANSWERS: dict[type[Message], Callable[..., None]] = {
     DeleteRequest: _Session._delete,
     ContainsRequest: _Session._contains,
     ListRequest: _Session._list,
+    InspectRequest: _Session._inspect,
     EvictRequest: _Session._evict,
     RefreshLRURequest: _Session._refresh_lru,
     SetOptionsRequest: _Session._set_options,

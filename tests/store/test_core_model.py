@@ -319,7 +319,7 @@ class StoreMachine(RuleBasedStateMachine):
         for entry in table:
             model = self.objects[entry.object_id]
             assert (entry.is_sealed, entry.delete_when_released) == (model.sealed, model.doomed)
-            assert entry.holders == {self.clients[number] for number in model.holders}
+            assert entry.holders.keys() == {self.clients[number] for number in model.holders}
             assert (entry.object_id in self.idle) == (model.sealed and not model.holders)
 
     @invariant()

@@ -38,6 +38,7 @@ from plasmastream.wire.plasma import (
     ErrorCode,
     EvictReply,
     EvictRequest,
+    Extension,
     GetReply,
     GetRequest,
     ListReply,
@@ -198,12 +199,12 @@ async def test_at_the_limit_of_connections_the_next_one_waits(path: Path) -> Non
                 # Whichever was accepted is served; the other one's request lies in its socket.
                 first.post(ConnectRequest())
                 second.post(ConnectRequest())
-                assert await second.reply() == ConnectReply(100)
+                assert await second.reply() == ConnectReply(100, Extension.INSPECT)
                 await wait_all_tasks_blocked()
                 with pytest.raises(BlockingIOError):
                     first.sock.recv(1)
                 second.sock.close()
-                assert await first.reply() == ConnectReply(100)
+                assert await first.reply() == ConnectReply(100, Extension.INSPECT)
             nursery.cancel_scope.cancel()
 
 
@@ -229,7 +230,7 @@ async def test_a_lack_of_descriptors_passes(
 
 async def test_every_request_has_its_reply(path: Path) -> None:
     async with conversation(path) as (client, store):
-        assert await client.call(ConnectRequest()) == ConnectReply(CAPACITY)
+        assert await client.call(ConnectRequest()) == ConnectReply(CAPACITY, Extension.INSPECT)
         reply = await client.call(CreateRequest(A, True, 5, 2))
         assert isinstance(reply, CreateReply)
         assert (reply.error, reply.spec.data_size, reply.spec.metadata_size) == (ErrorCode.OK, 5, 2)
@@ -281,7 +282,7 @@ async def test_half_a_message_delays_nobody_else(path: Path) -> None:
         client.wire.send(ConnectRequest())
         client.wire.data_to_send()
         client.send_bytes(frame[-1:])
-        assert await client.reply() == ConnectReply(CAPACITY)
+        assert await client.reply() == ConnectReply(CAPACITY, Extension.INSPECT)
 
 
 async def test_who_does_not_read_its_replies_delays_nobody_else(path: Path) -> None:

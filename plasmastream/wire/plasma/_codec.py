@@ -45,6 +45,8 @@ _MESSAGES: Final[tuple[type[m.Message], ...]] = (
     m.CreateAndSealBatchReply,
     m.RefreshLRURequest,
     m.RefreshLRUReply,
+    m.InspectRequest,
+    m.InspectReply,
 )
 
 TABLES: Final[dict[int, Table[m.Message]]] = {cls.type: Table(cls) for cls in _MESSAGES}

@@ -29,7 +29,7 @@ from plasmastream.wire.plasma._events import (
     Subscription,
 )
 from plasmastream.wire.plasma._frames import HEADER_SIZE, MAX_BODY_SIZE, unpack_header
-from plasmastream.wire.plasma._rules import REPLY_TO, check_reply, segments_of
+from plasmastream.wire.plasma._rules import EXTENSION_OF, REPLY_TO, check_reply, segments_of
 
 DEFAULT_MAX_BODY_SIZE: Final = 64 << 20
 """Largest body accepted unless told otherwise, in bytes; Arrow's own tests send 20 MB (plasma-ipc 11.2)."""
@@ -338,6 +338,7 @@ class ClientConnection(_Connection[D]):
 
     def __init__(self, max_body_size: int = DEFAULT_MAX_BODY_SIZE) -> None:
         super().__init__(max_body_size)
+        self._extensions = 0
         self._segments: dict[int, int] = {}  # store_fd: mmap_size; its keys are the U of plasma-ipc 3.2
         self._requests: deque[m.Message] = deque()  # those that wait for their replies
         self._reply: m.Message | None = None  # complete, but some of its descriptors are still to come
@@ -351,12 +352,15 @@ class ClientConnection(_Connection[D]):
             descriptor: for a `SubscribeRequest`, the socket to which the store will write notifications.
 
         Raises:
-            LocalProtocolError: the connection is broken, or this is no request that can be sent.
+            LocalProtocolError: the connection is broken, the store does not understand this, or it is no request that
+                can be sent.
         """
         if self._error is not None:
             raise LocalProtocolError("the connection is broken")
         if request.type not in REPLY_TO:
             raise LocalProtocolError(f"a {request.type.name} is not a request")
+        if not self.is_understood(request):
+            raise LocalProtocolError(f"the store has not announced that it understands a {request.type.name}")
         if (request.type is m.MessageType.SUBSCRIBE_REQUEST) != (descriptor is not None):
             raise LocalProtocolError("a descriptor goes with a SUBSCRIBE_REQUEST, and with nothing else")
         self._outgoing.append(Outgoing(encode(request)))
@@ -364,6 +368,11 @@ class ClientConnection(_Connection[D]):
             self._outgoing.append(Outgoing(_DESCRIPTOR_BYTE, descriptor))
         if REPLY_TO[request.type] is not None:
             self._requests.append(request)
+
+    def is_understood(self, request: m.Message) -> bool:
+        """Whether the store knows a request: one of ours, only when its `ConnectReply` has said so."""
+        extension = EXTENSION_OF.get(request.type)
+        return extension is None or extension in m.Extension(self._extensions)
 
     def next_event(self) -> Reply[D] | Signal:
         """Return the reply with all its descriptors, or `NEED_DATA`, or `CONNECTION_CLOSED`.
@@ -408,6 +417,8 @@ class ClientConnection(_Connection[D]):
             elif self._segments[store_fd] != mmap_size:  # a number used again: the client's mapping is stale
                 raise RemoteProtocolError(f"segment {store_fd} has changed its size to {mmap_size}")
         check_reply(self._requests[0], reply, self._segments)
+        if isinstance(reply, m.ConnectReply):
+            self._extensions = reply.extensions
         self._reply = reply
 
     def _next_reply(self) -> Reply[D] | Signal:

@@ -24,6 +24,7 @@ is left to the caller of the outermost `load` or `save`, who knows whose fault i
 
 import struct
 from collections.abc import Callable, Sequence
+from math import inf
 from operator import attrgetter
 from typing import Any, Final, Generic, TypeAlias, TypeVar, get_args
 
@@ -90,6 +91,23 @@ class Scalar(Kind):
 
     def __init__(self, format: str, default: Any = 0) -> None:
         super().__init__(format, struct.calcsize(format), False if format == "?" else default)
+
+
+class Moment(Scalar):
+    """A time in seconds since the epoch: finite, and not negative."""
+
+    def __init__(self, default: Any = 0.0) -> None:
+        super().__init__("d", default)
+
+    def load(self, body: Body, at: int, inline: float) -> float:
+        if not 0 <= inline < inf:
+            raise RemoteProtocolError(f"{inline} is no time")
+        return inline
+
+    def save(self, value: float, at: int, end: int, out: Pieces) -> tuple[float, int]:
+        if not 0 <= value < inf:
+            raise LocalProtocolError(f"{value} is no time")
+        return value, end
 
 
 class Flag(Scalar):
@@ -167,19 +185,29 @@ class View(Kind):
 
 
 class Text(View):
-    """A string in UTF-8."""
+    """A string in UTF-8, of at most `most` bytes where that is given."""
+
+    def __init__(self, most: int | None = None) -> None:
+        super().__init__()
+        self._most = most
 
     def load(self, body: Body, at: int, inline: int) -> str:
+        view = super().load(body, at, inline)
+        if self._most is not None and len(view) > self._most:
+            raise RemoteProtocolError(f"a text of {len(view)} bytes, at most {self._most} are accepted")
         try:
-            return str(super().load(body, at, inline), "utf-8")
+            return str(view, "utf-8")
         except UnicodeDecodeError:
             raise RemoteProtocolError("a text is not UTF-8") from None
 
     def save(self, value: str, at: int, end: int, out: Pieces) -> tuple[int, int]:
         try:
-            return super().save(value.encode(), at, end, out)
+            encoded = value.encode()
         except UnicodeEncodeError:
             raise LocalProtocolError(f"{value!r} has no form in UTF-8") from None
+        if self._most is not None and len(encoded) > self._most:
+            raise LocalProtocolError(f"a text of {len(encoded)} bytes cannot be sent, at most {self._most}")
+        return super().save(encoded, at, end, out)
 
 
 class Octets(View):
@@ -225,19 +253,20 @@ class Fixed(Kind):
 
 
 class Vector(Kind):
-    """A vector of another kind, read as a tuple."""
+    """A vector of another kind, of at most `most` entries, read as a tuple."""
 
-    def __init__(self, element: Kind, default: Any = attrs.NOTHING) -> None:
+    def __init__(self, element: Kind, default: Any = attrs.NOTHING, *, most: int = MAX_ENTRIES) -> None:
         super().__init__(default=default)
         self.element = element
+        self._most = most
         self._load = _own(element.load)
         self._save = _own(element.save)
 
     def load(self, body: Body, at: int, inline: int) -> tuple[Any, ...]:
         at += inline
         (count,) = _U32.unpack_from(body, at)
-        if count > MAX_ENTRIES:
-            raise RemoteProtocolError(f"a vector of {count} entries, at most {MAX_ENTRIES} are accepted")
+        if count > self._most:
+            raise RemoteProtocolError(f"a vector of {count} entries, at most {self._most} are accepted")
         at += 4
         inlines = self.element.load_inlines(body, at, count)
         if self._load is None:
@@ -247,8 +276,8 @@ class Vector(Kind):
 
     def save(self, value: Sequence[Any], at: int, end: int, out: Pieces) -> tuple[int, int]:
         count, element = len(value), self.element
-        if count > MAX_ENTRIES:
-            raise LocalProtocolError(f"a vector of {count} entries cannot be sent, at most {MAX_ENTRIES}")
+        if count > self._most:
+            raise LocalProtocolError(f"a vector of {count} entries cannot be sent, at most {self._most}")
         if (end + 4) % element.alignment:  # it is the first element that must be aligned
             out.append(bytes(4))
             end += 4

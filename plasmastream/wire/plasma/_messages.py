@@ -4,7 +4,7 @@ Fields stand in the order of the schema's slots (plasma-ipc 2.3; `schema/*.fbs`)
 read side by side with it. A request's answer is the class of the same name that ends in `Reply`.
 """
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Annotated, ClassVar, Final, TypeAlias
 
 import attrs
@@ -16,6 +16,7 @@ from plasmastream.wire.plasma._flat import (
     Choice,
     Fixed,
     Flag,
+    Moment,
     Octets,
     Record,
     Scalar,
@@ -27,7 +28,7 @@ from plasmastream.wire.plasma._flat import (
 
 
 class MessageType(IntEnum):
-    """What a frame carries (plasma-ipc 2.1)."""
+    """What a frame carries (plasma-ipc 2.1). From 1000 on, these are our own."""
 
     DISCONNECT_CLIENT = 0
     CREATE_REQUEST = 1
@@ -65,6 +66,15 @@ class MessageType(IntEnum):
     CREATE_AND_SEAL_BATCH_REPLY = 33
     REFRESH_LRU_REQUEST = 34
     REFRESH_LRU_REPLY = 35
+    INSPECT_REQUEST = 1000
+    INSPECT_REPLY = 1001
+
+
+class Extension(IntFlag):
+    """What a store may know beyond the published messages, as its `ConnectReply` says."""
+
+    INSPECT = 1
+    """It answers an `InspectRequest`."""
 
 
 class ErrorCode(IntEnum):
@@ -88,6 +98,7 @@ _STATUSES = {number: code for number, code in _CODES.items() if number <= ErrorC
 _Bool: TypeAlias = Annotated[bool, Scalar("?")]
 _Flag: TypeAlias = Annotated[bool, Flag()]
 _Int32: TypeAlias = Annotated[int, Scalar("i")]
+_UInt32: TypeAlias = Annotated[int, Scalar("I")]
 _Int64: TypeAlias = Annotated[int, Scalar("q")]
 _UInt64: TypeAlias = Annotated[int, Scalar("Q")]
 _Int32s: TypeAlias = Annotated[tuple[int, ...], Vector(Scalar("i"))]
@@ -104,6 +115,8 @@ _OptionalDigest: TypeAlias = Annotated[bytes | None, Octets((0, DIGEST_SIZE), No
 _Bytes: TypeAlias = Annotated[BytesLike, View()]
 _BytesVector: TypeAlias = Annotated[tuple[BytesLike, ...], Vector(View())]
 _Text: TypeAlias = Annotated[str, Text()]
+_Moment: TypeAlias = Annotated[float, Moment()]
+_OptionalMoment: TypeAlias = Annotated[float | None, Moment(None)]
 
 
 @attrs.frozen
@@ -390,10 +403,12 @@ class ConnectRequest(Message):
 
 @attrs.frozen
 class ConnectReply(Message):
-    """The store's capacity in bytes."""
+    """The store's capacity in bytes, and what it knows beyond the published messages."""
 
     type = MessageType.CONNECT_REPLY
     memory_capacity: _Int64
+    extensions: _UInt32 = 0
+    """Of `Extension`, and of what later versions know. A field of our own: Apache's store leaves it out."""
 
 
 @attrs.frozen
@@ -523,3 +538,79 @@ class RefreshLRUReply(Message):
     """Done."""
 
     type = MessageType.REFRESH_LRU_REPLY
+
+
+# Our own. Each vector and text has a limit, since many entries of one vector may lead to the same bytes.
+
+MAX_INSPECTED: Final = 256
+"""Objects in one `InspectReply`, and ids in one request."""
+MAX_HOLDERS: Final = 16
+"""Holders of one object that are named."""
+MAX_NAME_SIZE: Final = 256
+"""Bytes of a holder's name."""
+
+
+@attrs.frozen
+class ObjectUser:
+    """A process that is connected to the store, or the store's own."""
+
+    pid: _Int32
+    """0 where the store cannot see the process."""
+    user: _UInt32
+    name: Annotated[str, Text(MAX_NAME_SIZE)]
+    """What it calls itself, or is called by the system: any characters."""
+
+
+@attrs.frozen
+class ObjectHolder(ObjectUser):
+    """Who holds an object."""
+
+    since: _Moment
+
+
+@attrs.frozen
+class ObjectStatus:
+    """All that a store tells about an object: sizes in bytes, times in seconds since the epoch."""
+
+    object_id: _Id
+    data_size: _Int64
+    metadata_size: _Int64
+    created_at: _Moment
+    last_used_at: _Moment
+    """When somebody got it last, or let go of it."""
+    sealed_at: _OptionalMoment
+    """None while it is being written."""
+    in_memory: _Bool
+    on_disk: _Bool
+    delete_when_released: _Bool
+    """Somebody has asked for it to go as soon as nobody holds it."""
+    evicted_after: _Int64
+    """How many objects will be evicted before this one, as far as they were counted; -1 where nobody's need for room
+    evicts it, because it is in use, or in somebody's quota."""
+    holder_count: _UInt32
+    holders: Annotated[tuple[ObjectHolder, ...], Vector(Table(ObjectHolder), most=MAX_HOLDERS)]
+    """Those who have held it for longest. While it is being written, its creator alone."""
+    quota_of: Annotated[ObjectUser | None, Table(ObjectUser, None)] = None
+    """Whose quota it is counted in."""
+
+
+@attrs.frozen
+class InspectRequest(Message):
+    """Ask who holds these objects, or all where none is named. Only for a store that announces it."""
+
+    type = MessageType.INSPECT_REQUEST
+    object_ids: Annotated[
+        tuple[ObjectID, ...], Vector(Fixed(OBJECT_ID_SIZE, ObjectID), most=MAX_INSPECTED)
+    ] = ()
+    cursor: _UInt64 = 0
+    """Where to go on with all: 0 at first, then what the last reply said."""
+
+
+@attrs.frozen
+class InspectReply(Message):
+    """Those of the objects that are there, in the order asked, or in that of their creation."""
+
+    type = MessageType.INSPECT_REPLY
+    objects: Annotated[tuple[ObjectStatus, ...], Vector(Table(ObjectStatus), most=MAX_INSPECTED)]
+    next_cursor: _UInt64 = 0
+    """0 where there are no more."""

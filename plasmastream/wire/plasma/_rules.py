@@ -29,8 +29,12 @@ REPLY_TO: Final[dict[T, T | None]] = {
     T.GET_DEBUG_STRING_REQUEST: T.GET_DEBUG_STRING_REPLY,
     T.CREATE_AND_SEAL_BATCH_REQUEST: T.CREATE_AND_SEAL_BATCH_REPLY,
     T.REFRESH_LRU_REQUEST: T.REFRESH_LRU_REPLY,
+    T.INSPECT_REQUEST: T.INSPECT_REPLY,
 }
 """The requests that a store accepts, and what it answers (plasma-ipc 2.1)."""
+
+EXTENSION_OF: Final = {T.INSPECT_REQUEST: m.Extension.INSPECT}
+"""The requests that a store must have announced in its `ConnectReply`."""
 
 _GAP = 8  # an `mmap_size` is so many bytes more than what can be mapped (plasma-ipc 3.3)
 
@@ -67,6 +71,8 @@ def check_reply(request: m.Message, reply: m.Message, segments: Mapping[int, int
             _check_specs(reply.specs, segments)
         case m.DeleteRequest(), m.DeleteReply():
             _check_same(request.object_ids, reply.object_ids)
+        case m.InspectRequest(), m.InspectReply():
+            _check_inspection(request, reply)
         case (
             (
                 m.AbortRequest(object_id=asked),
@@ -82,6 +88,18 @@ def check_reply(request: m.Message, reply: m.Message, segments: Mapping[int, int
             )
         ):
             _check_same(asked, answered)
+
+
+def _check_inspection(request: m.InspectRequest, reply: m.InspectReply) -> None:
+    if request.object_ids:
+        if reply.next_cursor:
+            raise RemoteProtocolError("the store goes on when it has told of all that it was asked about")
+        unmatched = iter(request.object_ids)  # what is not in the store is left out, and the rest stays in order
+        for status in reply.objects:
+            if status.object_id not in unmatched:
+                raise RemoteProtocolError(f"the store was not asked about {status.object_id}")
+    elif reply.next_cursor and (not reply.objects or reply.next_cursor <= request.cursor):
+        raise RemoteProtocolError("a list of objects comes to no end")
 
 
 def _sizes(spec: m.ObjectSpec) -> tuple[int, int]:

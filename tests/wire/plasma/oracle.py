@@ -17,7 +17,7 @@ import plasmastream.wire.plasma
 from plasmastream.wire.plasma import Message, MessageType
 
 SCHEMA_FOLDER = Path(plasmastream.wire.plasma.__file__).parent / "schema"
-SCALARS = {"bool", "int", "long", "ulong", "ubyte", "PlasmaError"}
+SCALARS = {"bool", "int", "uint", "long", "ulong", "ubyte", "double", "PlasmaError"}
 
 # The generated modules import each other as `plasma.flatbuf`.
 sys.modules.setdefault("plasma", importlib.import_module("tests.wire.plasma.generated.plasma"))
@@ -38,12 +38,14 @@ def schema_enum(name: str) -> dict[str, int]:
     [members] = re.findall(rf"enum\s+{name}\s*:\s*\w+\s*\{{([^}}]*)\}}", schema_text())
     values: dict[str, int] = {}
     for member, number in re.findall(r"(\w+)\s*(?:=\s*(\d+))?\s*,", members):
-        values[member] = int(number) if number else len(values)
+        values[member] = int(number) if number else max(values.values(), default=-1) + 1
     return values
 
 
 RECORDS = schema_records()
 TYPE_NAMES = {number: name for name, number in schema_enum("MessageType").items()}
+TYPE_NAMES |= {number: name for name, number in schema_enum("ExtensionMessageType").items()}
+TYPE_NAMES[MessageType.CONNECT_REPLY] = "ExtendedConnectReply"
 
 
 def generated(name: str) -> Any:
@@ -58,6 +60,8 @@ def plain(value: Any, type_name: str) -> Any:
     """Turn one of our values into a plain one."""
     if type_name.startswith("["):
         return tuple(plain(entry, type_name[1:-1]) for entry in value or ())
+    if type_name == "double":
+        return float(value or 0)
     if type_name in SCALARS:
         return int(value or 0)
     if value is None:
@@ -95,6 +99,8 @@ def _plain_field(record: Any, field: str, type_name: str) -> Any:
 def _plain_value(value: Any, type_name: str) -> Any:
     if value is None or type_name == "string":
         return value
+    if type_name == "double":
+        return float(value)
     if type_name in SCALARS:
         return int(value)
     return _plain_record(value, type_name)

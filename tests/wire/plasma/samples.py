@@ -34,13 +34,18 @@ from plasmastream.wire.plasma import (
     GetDebugStringRequest,
     GetReply,
     GetRequest,
+    InspectReply,
+    InspectRequest,
     ListReply,
     ListRequest,
     Message,
     MessageType,
     Notification,
+    ObjectHolder,
     ObjectInfo,
     ObjectSpec,
+    ObjectStatus,
+    ObjectUser,
     RefreshLRUReply,
     RefreshLRURequest,
     ReleaseReply,
@@ -59,6 +64,7 @@ from plasmastream.wire.plasma._flat import (
     Fixed,
     Flag,
     Kind,
+    Moment,
     Octets,
     Record,
     Scalar,
@@ -115,7 +121,15 @@ ONE_OF_EACH: list[Message] = [
     CreateAndSealBatchReply(),
     RefreshLRURequest((A,)),
     RefreshLRUReply(),
+    InspectRequest((A, B)),
+    InspectReply(
+        (
+            ObjectStatus(A, 100, 4, 1e9, 2e9, 1.5e9, True, False, True, -1, 1, (ObjectHolder(7, 0, "name", 2e9),)),
+            ObjectStatus(B, 1, 0, 1e9, 1e9, None, False, True, False, 5, 0, (), ObjectUser(8, 1000, "größe")),
+        )
+    ),
 ]
+SAMPLES: dict[MessageType, Message] = {message.type: message for message in ONE_OF_EACH}
 
 # Each request that a store answers, with an answer that fits it.
 CONVERSATIONS: list[tuple[Message, Message]] = [
@@ -187,6 +201,8 @@ def _present(kind: Kind) -> st.SearchStrategy[Any]:
             return st.sampled_from(list(kind._choices.values()))
         case Flag() | Scalar(format="?"):
             return st.booleans()
+        case Moment():
+            return st.floats(0, allow_nan=False, allow_infinity=False)
         case Scalar():
             bits = 8 * kind.size
             low = 0 if kind.format.isupper() else -(1 << bits - 1)
@@ -197,7 +213,7 @@ def _present(kind: Kind) -> st.SearchStrategy[Any]:
             lengths = st.sampled_from(list(kind._lengths))
             return lengths.flatmap(lambda n: st.binary(min_size=n, max_size=n))
         case Text():
-            return st.text(max_size=40)
+            return st.text(max_size=40)  # 160 bytes, less than any limit
         case View():
             return st.binary(max_size=200)
         case Vector():
@@ -210,6 +226,11 @@ def _present(kind: Kind) -> st.SearchStrategy[Any]:
             return _built(kind)
         case _:
             raise NotImplementedError(kind)
+
+
+def status_of(object_id: ObjectID, holders: tuple[ObjectHolder, ...] = ()) -> ObjectStatus:
+    """What a store tells about a sealed object."""
+    return ObjectStatus(object_id, 1, 0, 0.0, 0.0, 0.0, True, False, False, -1, len(holders), holders)
 
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -225,7 +246,7 @@ def _built(table: Table[Any]) -> st.SearchStrategy[Any]:
 def messages_of(message_type: MessageType) -> st.SearchStrategy[Message]:
     """Any message of a type, with fields that agree."""
     if message_type not in TABLES:
-        return st.just(ONE_OF_EACH[message_type])
+        return st.just(SAMPLES[message_type])
     messages: st.SearchStrategy[Message] = _built(TABLES[message_type]).map(agreeing)
     return messages
 

@@ -1,5 +1,6 @@
 """Messages to bytes and back, checked against captures, the schema, generated code, and garbage."""
 
+import math
 import re
 import struct
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from plasmastream import LocalProtocolError, ObjectID, RemoteProtocolError
 from plasmastream.wire.plasma import (
     EMPTY_SPEC,
+    ConnectReply,
     ContainsReply,
     ContainsRequest,
     CreateAndSealBatchRequest,
@@ -23,13 +25,17 @@ from plasmastream.wire.plasma import (
     DisconnectClient,
     ErrorCode,
     EvictRequest,
+    Extension,
     GetDebugStringReply,
     GetReply,
     GetRequest,
+    InspectReply,
+    InspectRequest,
     ListReply,
     Message,
     MessageType,
     Notification,
+    ObjectHolder,
     ObjectInfo,
     ObjectSpec,
     RefreshLRURequest,
@@ -47,7 +53,19 @@ from plasmastream.wire.plasma import _flat as flat
 from plasmastream.wire.plasma._codec import TABLES
 
 from . import oracle
-from .samples import ANY_MESSAGE, CAPTURED, DIGEST, ONE_OF_EACH, SPEC, A, B, captured_bodies, messages_of
+from .samples import (
+    ANY_MESSAGE,
+    CAPTURED,
+    DIGEST,
+    ONE_OF_EACH,
+    SAMPLES,
+    SPEC,
+    A,
+    B,
+    captured_bodies,
+    messages_of,
+    status_of,
+)
 
 TYPES_WITH_TABLE = [message_type for message_type in MessageType if message_type in TABLES]
 RENAMED = {
@@ -91,8 +109,9 @@ def test_an_empty_table_has_the_bytes_of_the_original() -> None:
 
 def test_enums_are_those_of_the_schema() -> None:
     numbers = oracle.schema_enum("MessageType")
-    assert len(MessageType) == len(numbers) == 36
-    for name, number in numbers.items():
+    ours = oracle.schema_enum("ExtensionMessageType")
+    assert (len(numbers), min(ours.values()), len(MessageType)) == (36, 1000, 36 + len(ours))
+    for name, number in (numbers | ours).items():
         assert MessageType(number).name.replace("_", "") == name.removeprefix("Plasma").upper()
     errors = oracle.schema_enum("PlasmaError")
     assert {code.name.replace("_", ""): code.value for code in ErrorCode} == {
@@ -101,9 +120,17 @@ def test_enums_are_those_of_the_schema() -> None:
 
 
 def test_every_table_of_the_schema_has_a_layout() -> None:
-    tables = {f"Plasma{type(ONE_OF_EACH[t]).__name__}" for t in TYPES_WITH_TABLE}
-    assert tables == oracle.RECORDS.keys() - {"CudaHandle", "ObjectInfo", "PlasmaObjectSpec"}
+    tables = {f"Plasma{type(SAMPLES[t]).__name__}" for t in TYPES_WITH_TABLE}
+    parts = {"CudaHandle", "ObjectInfo", "PlasmaObjectSpec", "ObjectStatus", "ObjectHolder", "ObjectUser"}
+    assert tables == oracle.RECORDS.keys() - parts - {"ExtendedConnectReply"}
     assert [message.type for message in ONE_OF_EACH] == list(MessageType)
+
+
+def test_what_we_add_to_a_reply_is_hidden_from_others() -> None:
+    body = encode_body(ConnectReply(100, Extension.INSPECT))
+    assert oracle.generated("PlasmaConnectReply").PlasmaConnectReply.GetRootAs(body).MemoryCapacity() == 100
+    published = body_of((0, struct.pack("<q", 100)), slots=1)
+    assert decode_body(ConnectReply, published) == ConnectReply(100, 0)
 
 
 def assert_layout(slots: tuple[tuple[str, flat.Kind], ...], name: str) -> None:
@@ -130,7 +157,8 @@ def assert_kind(kind: flat.Kind, type_name: str) -> None:
         case flat.Choice():
             assert type_name == "PlasmaError"
         case flat.Scalar():
-            assert kind.format == {"bool": "?", "int": "i", "long": "q", "ulong": "Q"}[type_name]
+            formats = {"bool": "?", "int": "i", "uint": "I", "long": "q", "ulong": "Q", "double": "d"}
+            assert kind.format == formats[type_name]
         case _:
             assert type_name == "string"
 
@@ -269,7 +297,7 @@ def test_a_disconnect_has_any_body() -> None:
     assert encode(DisconnectClient()) == bytes(24)
 
 
-@pytest.mark.parametrize("number", [-1, 36, 2**40])
+@pytest.mark.parametrize("number", [-1, 36, 999, 1002, 2**40])
 def test_unknown_types(number: int) -> None:
     with pytest.raises(RemoteProtocolError, match="no message of type"):
         decode(number, EMPTY_TABLE)
@@ -280,6 +308,17 @@ SPECS_CUT_SHORT = body_of(
     slots=4,
     tail=struct.pack("<II", 0, 5),
 )
+HELD = status_of(A, (ObjectHolder(5, 6, "a name.", 1e9),))
+SINCE = struct.pack("<d", 1e9)
+
+
+def changed(old: bytes, new: bytes, message: Message, *, more: int = 0) -> bytes:
+    """The body of a message with the last occurrence of some bytes replaced, and zeros behind it."""
+    head, found, tail = encode_body(message).rpartition(old)
+    assert found
+    return head + new + tail + bytes(more)
+
+
 HOSTILE: dict[str, tuple[type[Message], bytes]] = {
     "vtable lies before": (ContainsRequest, struct.pack("<Ii", 4, 100)),
     "vtable is cut short": (ContainsRequest, struct.pack("<IIHH", 8, 0, 4, 0)),
@@ -305,6 +344,12 @@ HOSTILE: dict[str, tuple[type[Message], bytes]] = {
     "vector reaches out": (GetReply, SPECS_CUT_SHORT),
     "string reaches out": (SetOptionsRequest, body_of((0, b"\4\0\0\0"), slots=2, tail=struct.pack("<I", 1))),
     "not UTF-8": (GetDebugStringReply, body_of((0, b"\4\0\0\0"), slots=1, tail=b"\1\0\0\0\xff")),
+    "vector of 257 entries": (InspectRequest, body_of((0, b"\4\0\0\0"), slots=2, tail=struct.pack("<I", 257))),
+    "vector of 17 entries": (InspectReply, changed(b"\1\0\0\0", b"\x11\0\0\0", InspectReply((HELD,)))),
+    "text of 257 bytes": (InspectReply, changed(b"\7\0\0\0", struct.pack("<I", 257), InspectReply((HELD,)), more=300)),
+    "nan is no time": (InspectReply, changed(SINCE, struct.pack("<d", math.nan), InspectReply((HELD,)))),
+    "inf is no time": (InspectReply, changed(SINCE, struct.pack("<d", math.inf), InspectReply((HELD,)))),
+    "-1.0 is no time": (InspectReply, changed(SINCE, struct.pack("<d", -1), InspectReply((HELD,)))),
     "the count is 2, and should be 1": (DeleteRequest, encode_body(DeleteRequest((A,))).replace(b"\1", b"\2", 1)),
 }
 
@@ -364,6 +409,9 @@ MUST_NOT_BE_SENT: dict[str, Message] = {
     "without a digest": ListReply((ObjectInfo(A),)),
     r"unequal lengths \[0, 1\]": CreateAndSealBatchRequest((A,), True, (), (b"",), (DIGEST,)),
     "a vector of": RefreshLRURequest((A,) * (flat.MAX_ENTRIES + 1)),
+    "a vector of 257": InspectRequest((A,) * 257),
+    "a text of 257 bytes": InspectReply((status_of(A, (ObjectHolder(1, 1, "é" * 128 + "x", 0.0),)),)),
+    "-1.0 is no time": InspectReply((status_of(A, (ObjectHolder(1, 1, "x", -1.0),)),)),
 }
 
 
@@ -413,7 +461,7 @@ def test_plain_kinds_change_nothing() -> None:
 
 def test_missing_spec() -> None:
     assert not EMPTY_SPEC.is_missing
-    assert decode_body(GetReply, encode_body(ONE_OF_EACH[MessageType.GET_REPLY])).specs[1].is_missing
+    assert decode_body(GetReply, encode_body(SAMPLES[MessageType.GET_REPLY])).specs[1].is_missing
 
 
 def test_ids_come_out_as_ids() -> None:

@@ -31,8 +31,11 @@ from plasmastream.wire.plasma import (
     DeleteRequest,
     DisconnectClient,
     ErrorCode,
+    Extension,
     GetReply,
     GetRequest,
+    InspectReply,
+    InspectRequest,
     ListReply,
     ListRequest,
     Message,
@@ -52,7 +55,7 @@ from plasmastream.wire.plasma import (
 from plasmastream.wire.plasma import _connection as connection_module
 from plasmastream.wire.plasma._rules import REPLY_TO
 
-from .samples import CONVERSATIONS, DIGEST, MMAP_SIZE, ONE_OF_EACH, SPEC, A, B, M
+from .samples import CONVERSATIONS, DIGEST, MMAP_SIZE, ONE_OF_EACH, SPEC, A, B, M, status_of
 
 Server: TypeAlias = ServerConnection[str]
 Client: TypeAlias = ClientConnection[str]
@@ -106,6 +109,16 @@ def reads_of(pieces: list[Read], sizes: Iterable[int]) -> list[Read]:
     return reads
 
 
+def connected() -> Client:
+    """A client whose store has announced all that there is."""
+    client = Client()
+    client.send(ConnectRequest())
+    flatten(client)
+    client.receive_data(encode(ConnectReply(1, Extension.INSPECT)))
+    assert len(events_of(client)) == 1
+    return client
+
+
 def ask(client: Client, server: Server, request: Message) -> None:
     client.send(request)
     for data, descriptors in flatten(client):
@@ -135,7 +148,7 @@ def descriptors_for(reply: Message) -> dict[int, str]:
 
 @pytest.mark.parametrize(("request_", "reply"), CONVERSATIONS)
 def test_one_question_one_answer(request_: Message, reply: Message) -> None:
-    client, server = Client(), Server()
+    client, server = connected(), Server()
     ask(client, server, request_)
     assert answer(client, server, reply, descriptors_for(reply)) == Reply(reply, descriptors_for(reply))
     assert client.next_event() is NEED_DATA
@@ -292,7 +305,7 @@ def test_requests_whole_and_byte_by_byte(request_: Message) -> None:
 @pytest.mark.parametrize(("request_", "reply"), CONVERSATIONS)
 def test_replies_whole_and_byte_by_byte(request_: Message, reply: Message) -> None:
     for sizes in ([], [1] * 1000):
-        client, server = Client(), Server()
+        client, server = connected(), Server()
         ask(client, server, request_)
         server.send(reply, descriptors_for(reply))
         for data, descriptors in reads_of(flatten(server), sizes):
@@ -527,7 +540,7 @@ def test_every_message_to_a_store(message: Message) -> None:
 @pytest.mark.parametrize("message", ONE_OF_EACH)
 @pytest.mark.parametrize("request_", [None, *[request for request, _ in CONVERSATIONS]])
 def test_every_message_to_a_client(message: Message, request_: Message | None) -> None:
-    client = Client()
+    client = connected()
     if request_ is not None:
         client.send(request_)
     client.receive_data(encode(message))
@@ -541,7 +554,7 @@ def test_every_message_to_a_client(message: Message, request_: Message | None) -
 
 @pytest.mark.parametrize("message", ONE_OF_EACH)
 def test_every_message_from_a_client(message: Message) -> None:
-    client = Client()
+    client = connected()
     if isinstance(message, SubscribeRequest):
         with pytest.raises(LocalProtocolError, match="a descriptor goes with"):
             client.send(message)
@@ -587,12 +600,18 @@ WRONG_ANSWERS: list[tuple[Message, Message, str]] = [
     (AbortRequest(A), AbortReply(B), "asked about"),
     (SealRequest(A, DIGEST), SealReply(B), "asked about"),
     (ContainsRequest(A), ContainsReply(B, True), "asked about"),
+    (InspectRequest((A,)), InspectReply((status_of(B),)), "not asked about"),
+    (InspectRequest((A, B)), InspectReply((status_of(B), status_of(A))), "not asked about"),
+    (InspectRequest((A,)), InspectReply((status_of(A), status_of(A))), "not asked about"),
+    (InspectRequest((A,)), InspectReply((), 1), "goes on"),
+    (InspectRequest(), InspectReply((), 1), "no end"),
+    (InspectRequest(cursor=7), InspectReply((status_of(A),), 7), "no end"),
 ]
 
 
 @pytest.mark.parametrize(("request_", "reply", "complaint"), WRONG_ANSWERS)
 def test_answers_that_do_not_fit(request_: Message, reply: Message, complaint: str) -> None:
-    client = Client()
+    client = connected()
     client.send(request_)
     client.receive_data(encode(reply))
     assert_poisoned(client, complaint)
@@ -600,7 +619,32 @@ def test_answers_that_do_not_fit(request_: Message, reply: Message, complaint: s
         client.send(ConnectRequest())
 
 
+@pytest.mark.parametrize("reply", [(), (A,), (B,), (A, B)])
+def test_what_is_not_there_is_left_out(reply: tuple[ObjectID, ...]) -> None:
+    client = connected()
+    client.send(InspectRequest((A, M, B)))
+    client.receive_data(encode(InspectReply(tuple(map(status_of, reply)))))
+    assert len(events_of(client)) == 1
+
+
 # Misuse
+
+
+def test_only_what_was_announced_is_asked_for() -> None:
+    """Apache's store dies of a message that it does not know."""
+    client = Client()
+    for announced in (0, Extension.INSPECT | 1 << 31, 1 << 31):
+        client.send(ConnectRequest())
+        client.receive_data(encode(ConnectReply(1, announced)))
+        assert len(events_of(client)) == 1
+        flatten(client)
+        if announced & Extension.INSPECT:
+            assert client.is_understood(InspectRequest())
+            continue
+        assert not client.is_understood(InspectRequest())
+        with pytest.raises(LocalProtocolError, match="has not announced"):
+            client.send(InspectRequest())
+        assert flatten(client) == []
 
 
 @pytest.mark.parametrize("size", [0, -1, 2**31])
