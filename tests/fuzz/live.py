@@ -101,8 +101,11 @@ class Watch:
         self._read += len(new)
         if (at := new.find(b"Traceback")) >= 0:
             raise ServerFault(f"the server met an error: {new[at : at + _SHOWN].decode(errors='replace')}")
-        self.private_peak = max(self.private_peak, private_bytes(self.process.pid))
-        self.descriptors_peak = max(self.descriptors_peak, descriptor_count(self.process.pid))
+        try:
+            self.private_peak = max(self.private_peak, private_bytes(self.process.pid))
+            self.descriptors_peak = max(self.descriptors_peak, descriptor_count(self.process.pid))
+        except (AssertionError, OSError):  # it is just going
+            raise ServerFault(f"the server ended with status {self.process.wait()}") from None
 
     def descriptors_left(self, more: int) -> bool:
         """Whether the server has more descriptors open than at its start, by more than so many."""
