@@ -38,10 +38,10 @@ class Mutator:
         """A number from 0 to `limit` - 1, or 0."""
         return int(self.random.random() * limit)
 
-    def spoil(self, data: bytes, others: Sequence[bytes], times: int | None = None) -> bytes:
+    def spoil(self, data: bytes, others: Sequence[bytes]) -> bytes:
         """Change `data` one to four times; parts may come from `others`."""
         spoilt = bytearray(data)
-        for _ in range(1 + self.below(4) if times is None else times):
+        for _ in range(1 + self.below(4)):
             self.one_of(_CHANGES)(self, spoilt, others)
         return bytes(spoilt)
 
