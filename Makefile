@@ -3,6 +3,7 @@
 #   make demo     two stores and two peers on this machine, objects moving between them
 #   make test     lint, types, and all tests with coverage
 #   make lint     ruff and mypy alone
+#   make fuzz     spoilt input for parsers and live servers; a million of them, or INPUTS=..., from SEED=...
 #   make schema   regenerate the flatbuffers code that the tests compare ours with (needs flatc)
 #   make clean    remove what the others made, the environments included
 #
@@ -10,7 +11,7 @@
 # last pyarrow that came with Plasma, which needs CPython 3.11 (APACHE_PYTHON=...); without it, tests skip.
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint schema clean setup setup-apache
+.PHONY: help demo test check lint schema clean setup setup-apache fuzz setup-fuzz
 
 PYTHON ?= python3.11 python3.12 python3.13 python3
 APACHE_PYTHON ?= python3.11 python3
@@ -19,6 +20,12 @@ BIN := .venv/bin
 PIP_INSTALL := -m pip install --quiet --no-input --disable-pip-version-check
 APACHE_REQUIREMENTS := 'pyarrow==11.0.0' 'numpy<2'
 APACHE_READY := .venv-apache/ready-pyarrow-11.0.0
+
+# Fuzzing led by coverage has an environment of its own, .venv-fuzz, for a CPython that atheris has wheels for.
+INPUTS ?= 1000000
+SEED ?= 1
+FUZZ_PYTHON ?= python3.12 python3.13 python3.11 python3.14 python3
+FUZZ_READY := .venv-fuzz/ready
 
 SCHEMA := plasmastream/wire/plasma/schema
 GENERATED := tests/wire/plasma/generated
@@ -38,7 +45,7 @@ endef
 SHELL := bash
 
 help:
-	@sed -n '3,7s/^# *//p' Makefile
+	@sed -n '3,8s/^# *//p' Makefile
 
 demo: setup
 	@$(BIN)/plasmastream demo
@@ -83,6 +90,21 @@ setup-apache:
 	touch $(APACHE_READY) || \
 	{ rm -rf .venv-apache; echo "Apache's parts could not be installed; tests against them skip"; }
 
+fuzz: setup setup-fuzz
+	@if [ -e $(FUZZ_READY) ]; then guided='--guided .venv-fuzz/bin/python'; \
+	else echo "Without atheris no input is led by coverage: all of them are made by chance"; fi; \
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED) $$guided
+
+setup-fuzz:
+	@[ ! $(FUZZ_READY) -nt pyproject.toml ] || exit 0; \
+	python=$$($(call find_python,$(FUZZ_PYTHON),sys.implementation.name == "cpython" and (3, 11) <= sys.version_info[:2] <= (3, 14))) || \
+	  { echo "CPython 3.11 to 3.14, which atheris has wheels for, was not found"; exit 0; }; \
+	echo "Making .venv-fuzz with $$python, for atheris"; \
+	rm -rf .venv-fuzz && "$$python" -m venv .venv-fuzz && \
+	.venv-fuzz/bin/python $(PIP_INSTALL) --only-binary atheris --editable '.[test,fuzz]' && \
+	touch $(FUZZ_READY) || \
+	{ rm -rf .venv-fuzz; echo "atheris could not be installed for this Python and machine"; }
+
 # The generated modules import each other as `plasma.flatbuf`, which tests/wire/plasma/oracle.py gives them.
 schema:
 	@command -v flatc >/dev/null || \
@@ -93,6 +115,6 @@ schema:
 	@echo "Made $$(find $(GENERATED) -name '*.py' | wc -l) modules in $(GENERATED)"
 
 clean:
-	@rm -rf .venv .venv-apache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+	@rm -rf .venv .venv-apache .venv-fuzz .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache \
 	  build dist demo-logs
 	@find plasmastream tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

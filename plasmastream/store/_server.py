@@ -166,6 +166,7 @@ class _Session:
     ) -> None:
         pid, self._user, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         self._core = core
+        self._address = sock.getsockname()
         self._client = Client(f"process {pid}", process=process_at(pid, self._user))
         # What is larger than the store could not be created anyway.
         body_limit = min(MAX_BODY_SIZE, max(_SMALLEST_BODY_LIMIT, core.capacity + (1 << 20)))
@@ -238,12 +239,20 @@ class _Session:
         self._reads += 1
         if self._reads % _READS_PER_CHECKPOINT == 0:
             await trio.lowlevel.checkpoint()  # a client that is always ready must not keep the others waiting
-        nbytes, descriptors = await self._transport.receive(self._wire.get_buffer())
+        nbytes, descriptors = await self._receive()
         if nbytes:
             self._wire.advance(nbytes, descriptors)
         else:
             close_descriptors(descriptors)
             self._wire.receive_eof()
+
+    async def _receive(self) -> tuple[int, list[int]]:
+        nbytes, descriptors = await self._transport.receive(self._wire.get_buffer())
+        # A client's end that we hold ourselves stays open when the client dies: its connection would never end.
+        if any(_leads_to(self._address, descriptor) for descriptor in descriptors):
+            close_descriptors(descriptors)
+            raise OSError("a socket came from it that leads, or may yet lead, to this store itself")
+        return nbytes, descriptors
 
     def _send(self, message: Message) -> None:
         self._wire.send(message, self._segments)
@@ -298,7 +307,7 @@ class _Session:
         async def watch() -> None:
             try:
                 while len(self._wire.get_buffer()):
-                    nbytes, descriptors = await self._transport.receive(self._wire.get_buffer())
+                    nbytes, descriptors = await self._receive()
                     if not nbytes:
                         close_descriptors(descriptors)
                         break
@@ -431,6 +440,20 @@ _ANSWERS: dict[type[Message], Callable[..., None]] = {
     SetOptionsRequest: _Session._set_options,
     GetDebugStringRequest: _Session._get_debug_string,
 }
+
+
+def _leads_to(address: str, descriptor: int) -> bool:
+    """Whether a descriptor is a Unix socket whose other end is at `address`, or that has no other end yet."""
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError:
+        return False  # something else
+    try:
+        return sock.family == socket.AF_UNIX and sock.getpeername() == address
+    except OSError:
+        return True
+    finally:
+        sock.detach()
 
 
 def _code(error: StoreError) -> ErrorCode:

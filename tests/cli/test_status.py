@@ -191,7 +191,7 @@ HELD = attrs.evolve(STATUS, holder_count=1, holders=(HOLDER,))
         (attrs.evolve(STATUS, evicted_after=9999), "nobody holds it; 9,999 others go first."),
         (attrs.evolve(STATUS, evicted_after=10_000), "nobody holds it; at least 10,000 others go first."),
         (attrs.evolve(STATUS, quota_of=ObjectUser(9, 0, "nm")), "quota of process 9 (nm, user 0): it is evicted only"),
-        (attrs.evolve(STATUS, in_memory=False, on_disk=True), "takes no memory"),
+        (attrs.evolve(STATUS, in_memory=False, on_disk=True), "is on disk"),
     ],
 )
 def test_why_it_cannot_go(status: ObjectStatus, said: str) -> None:

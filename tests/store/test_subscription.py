@@ -21,6 +21,7 @@ from plasmastream.wire.plasma import (
     CreateAndSealRequest,
     GetDebugStringReply,
     GetDebugStringRequest,
+    GetRequest,
     NotificationParser,
     SetOptionsReply,
     SetOptionsRequest,
@@ -28,7 +29,7 @@ from plasmastream.wire.plasma import (
     encode,
 )
 from tests.store.helpers import CAPACITY, names, open_descriptors, put
-from tests.store.test_server import Raw, conversation
+from tests.store.test_server import Raw, conversation, raw_client
 
 A, B, C, D = names(4)
 
@@ -226,6 +227,25 @@ async def test_what_is_no_socket_ends_the_connection(path: Path) -> None:
         assert not store.core._listeners
         os.close(reading)
         os.close(writing)
+
+
+@pytest.mark.parametrize("kind", ["itself", "another connection", "yet to be connected"])
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_a_socket_that_leads_to_the_store_ends_the_connection(path: Path, kind: str, waiting: bool) -> None:
+    # The store would hold the client's end itself, and never learn that the client is gone.
+    async with conversation(path) as (client, store), raw_client(path) as other:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as fresh:
+            given = {"itself": client.sock, "another connection": other.sock, "yet to be connected": fresh}[kind]
+            assert await client.call(ContainsRequest(A)) == ContainsReply(A, False)
+            before = open_descriptors()
+            if waiting:
+                client.post(GetRequest((A,), -1))
+            subscribe(client, given.fileno())
+            assert await client.is_hung_up()
+            await wait_all_tasks_blocked()
+            assert len(open_descriptors()) == len(before) - 1  # the connection's
+            assert not store.core._listeners
+        assert await other.call(ContainsRequest(A)) == ContainsReply(A, False)
 
 
 async def test_what_is_created_and_sealed_at_once_is_in_the_quota_too(path: Path) -> None:
