@@ -113,12 +113,10 @@ def store_server() -> ExitStatus:
 
 
 def _serve(path: str, memory: int, directory: str | None, *, huge_pages: bool) -> None:
-    from functools import partial
-
     import trio
 
-    from plasmastream._node import run_store
+    from plasmastream._node import StoreOptions, run_store
     from plasmastream.cli._log import log_to_stderr
 
     log_to_stderr()
-    trio.run(partial(run_store, path, memory, directory=directory, huge_pages=huge_pages))
+    trio.run(run_store, path, StoreOptions(memory, directory, huge_pages))

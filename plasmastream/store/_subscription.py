@@ -24,7 +24,7 @@ DEFAULT_MAX_UNREAD = 64 << 20
 """Bytes of unread notifications at which a subscriber is dropped: about half a million objects."""
 
 # About 15 KB: the kernel splits what is larger than 32 KiB.
-_ENTRIES_PER_MESSAGE = 128
+ENTRIES_PER_MESSAGE = 128
 
 
 class Subscription:
@@ -73,8 +73,8 @@ class Subscription:
 
     def sealed(self, entries: Sequence[Entry]) -> None:
         """Tell of objects that were sealed by one request."""
-        for first in range(0, len(entries), _ENTRIES_PER_MESSAGE):
-            self._tell([_describe(entry) for entry in entries[first : first + _ENTRIES_PER_MESSAGE]])
+        for first in range(0, len(entries), ENTRIES_PER_MESSAGE):
+            self._tell([_describe(entry) for entry in entries[first : first + ENTRIES_PER_MESSAGE]])
 
     def removed(self, entry: Entry) -> None:
         """Tell of an object that was deleted or evicted."""

@@ -29,6 +29,9 @@ class Client:
     quota: Quota | None = None
     label: str = "anonymous_client"
     """What it calls itself."""
+    unsealed: int = 0
+    """How many objects it has created that nobody has sealed yet."""
+    unsealed_bytes: int = 0
 
 
 @attrs.define(eq=False)
@@ -138,6 +141,8 @@ class ObjectTable:
         self._entries[entry.object_id] = entry
         self.allocated += entry.size
         self._hold(entry.creator, entry)
+        entry.creator.unsealed += 1
+        entry.creator.unsealed_bytes += entry.size
         if entry.creator.quota is not None:
             entry.owner = entry.creator
             entry.creator.quota.owned.add(entry.object_id, entry.size)
@@ -161,6 +166,7 @@ class ObjectTable:
             raise ObjectNotFoundError(f"object {object_id} cannot be sealed: it is not in the store")
         if entry.is_sealed:
             raise ObjectExistsError(f"object {object_id} is sealed already")
+        self._leave_unsealed(entry)
         entry.sealed_at = now
         entry.digest = digest
         return entry
@@ -247,6 +253,8 @@ class ObjectTable:
         """Take an entry out, whatever its state."""
         del self._entries[entry.object_id]
         self.allocated -= entry.size
+        if not entry.is_sealed:
+            self._leave_unsealed(entry)
         self.idle.discard(entry.object_id)
         self._disown(entry)
         for holder in entry.holders:
@@ -261,6 +269,10 @@ class ObjectTable:
             if entry is not None and entry.owner is not None and entry.owner.quota is not None:
                 entry.owner.quota.owned.refresh(object_id)
             self.idle.refresh(object_id)
+
+    def _leave_unsealed(self, entry: Entry) -> None:
+        entry.creator.unsealed -= 1
+        entry.creator.unsealed_bytes -= entry.size
 
     def _disown(self, entry: Entry) -> None:
         """Take an entry out of its owner's quota, if it is in one."""
