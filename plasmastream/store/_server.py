@@ -244,9 +244,11 @@ class _Session:
 
     async def _flush(self) -> None:
         """Send what is queued, for as long as the client reads at all."""
-        while left := self._transport.queued_bytes:
+        while not self._transport.flush_nowait():
+            left = self._transport.queued_bytes
             with trio.move_on_after(self._limits.reply_timeout):
                 await self._transport.flush()
+            self._transport.flush_nowait()  # the kernel takes some sooner than it says that it does
             if self._transport.queued_bytes == left:
                 raise TimeoutError
 
