@@ -12,7 +12,7 @@ import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import trio
 
@@ -78,6 +78,7 @@ from plasmastream.wire.plasma import Subscription as Subscribed
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_New: TypeAlias = tuple[ObjectID, bytes | bytearray | memoryview, bytes | bytearray | memoryview, bytes]
 
 # What `store_fd` and `segment_index` say: an opaque key for the one segment that a store has.
 _SEGMENT = 1
@@ -425,23 +426,19 @@ class _Session:
         )
 
     async def _create_and_seal(self, request: CreateAndSealRequest) -> None:
-        new = (request.object_id, memoryview(request.data), memoryview(request.metadata), request.digest)
+        new = (request.object_id, request.data, request.metadata, request.digest)
         self._send(CreateAndSealReply(await self._put([new], request.evict_if_full)))
 
     async def _create_and_seal_batch(self, request: CreateAndSealBatchRequest) -> None:
-        columns = (request.object_ids, request.data, request.metadata, request.digests)
-        new = [
-            (object_id, memoryview(data), memoryview(metadata), digest)
-            for object_id, data, metadata, digest in zip(*columns, strict=True)
-        ]
+        new = list(zip(request.object_ids, request.data, request.metadata, request.digests, strict=True))
         self._send(CreateAndSealBatchReply(await self._put(new, request.evict_if_full)))
 
-    async def _put(self, new: Sequence[tuple[ObjectID, memoryview, memoryview, bytes]], evict: bool) -> ErrorCode:
+    async def _put(self, new: Sequence[_New], evict: bool) -> ErrorCode:
         """Create, fill and seal: all or none. Nobody sees any until there is no way back."""
         core, client = self._core, self._client
         created: list[ObjectID] = []
 
-        def create(one: tuple[ObjectID, memoryview, memoryview, bytes]) -> None:
+        def create(one: _New) -> None:
             object_id, data, metadata, _ = one
             entry = core.create(client, object_id, len(data), len(metadata), evict=evict)
             created.append(object_id)
@@ -449,7 +446,7 @@ class _Session:
             data_memory[:] = data
             metadata_memory[:] = metadata
 
-        def seal(some: Sequence[tuple[ObjectID, memoryview, memoryview, bytes]]) -> None:
+        def seal(some: Sequence[_New]) -> None:
             core.seal_many((object_id, digest) for object_id, _, _, digest in some)
             for object_id, _, _, _ in some:
                 core.release(client, object_id)
