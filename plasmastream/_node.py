@@ -3,19 +3,30 @@
 What is ready is said on standard output, one fact a line; what happens later goes to the log.
 """
 
+import gc
 import ipaddress
 import logging
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 
+import attrs
 import trio
 
 from plasmastream._errors import PeerError, PlasmastreamError, StoreConnectionError
 from plasmastream.peer import PeerServer, ServerTimeouts
 from plasmastream.peer._transport import format_address
-from plasmastream.store import EmbeddedStore, ObjectStore, open_store, serve_store
+from plasmastream.store import (
+    DEFAULT_MAX_CONNECTIONS,
+    Access,
+    ConnectionLimits,
+    EmbeddedStore,
+    ObjectStore,
+    open_store,
+    serve_store,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -27,32 +38,53 @@ DEFAULT_GRACE = 10.0
 _EXTERNAL_PATIENCE = 2.0
 
 
-async def run_store(path: str, memory: int, *, directory: str | None = None, huge_pages: bool = False) -> None:
-    """Serve a new store at a Unix socket until SIGINT or SIGTERM; then remove the socket and return.
+# A thread that reads or writes a long message gives way to the event loop so often, in seconds.
+_SWITCH_INTERVAL = 0.001
 
-    Args:
-        path: the socket.
-        memory: the store's capacity, in bytes.
-        directory: keep the memory in a file without a name here.
-        huge_pages: use huge pages.
+# A full collection looks at every object of the store, for a tenth of a second per 100,000; and none of these is in
+# any cycle. Young garbage is collected as ever, and old garbage once in ten million new things.
+_COLLECTIONS = (20_000, 10, 50)
+
+
+@attrs.frozen
+class StoreOptions:
+    """What a new store is made of."""
+
+    memory: int = DEFAULT_MEMORY
+    """Its capacity, in bytes."""
+    directory: str | None = None
+    """Keep the memory in a file without a name here."""
+    huge_pages: bool = False
+    spill: str | None = None
+    """Move what is evicted to files in this directory."""
+    spill_limit: int | None = None
+    """Bytes of objects on disk."""
+    persist: bool = False
+    """In the end, have on disk what is in memory alone."""
+    access: Access = attrs.Factory(Access)
+    limits: ConnectionLimits = attrs.Factory(ConnectionLimits)
+    max_clients: int = DEFAULT_MAX_CONNECTIONS
+    """Connections at once."""
+
+
+async def run_store(path: str, options: StoreOptions) -> None:
+    """Serve a new store at a Unix socket until SIGINT or SIGTERM; then remove the socket and return.
 
     Raises:
         StoreError: a store is there already, or the socket cannot be made, or the directory cannot be used.
         StoreFullError: this machine, or the directory, has not so much memory.
     """
-    async with _until_signalled(), _embedded_store(path, memory, directory, huge_pages):
+    async with _until_signalled(), _embedded_store(path, options):
         await trio.sleep_forever()
 
 
 async def run_node(
     *,
     plasma_socket: str,
-    memory: int,
+    new_store: StoreOptions,
     host: str,
     port: int,
     max_connections: int,
-    directory: str | None = None,
-    huge_pages: bool = False,
     external_store: bool = False,
     grace: float = DEFAULT_GRACE,
     timeouts: ServerTimeouts | None = None,
@@ -64,12 +96,10 @@ async def run_node(
 
     Args:
         plasma_socket: the store's socket. Where no store answers, a new one is served there.
-        memory: capacity of a new store, in bytes.
+        new_store: what that is made of.
         host: the address to listen at.
         port: the TCP port; 0 lets the system choose.
         max_connections: connections of peers at once.
-        directory: keep the memory of a new store in a file without a name here.
-        huge_pages: use huge pages for a new store.
         external_store: fail rather than serve a new store.
         grace: in seconds.
         timeouts: how patient the server is.
@@ -80,8 +110,8 @@ async def run_node(
         StoreFullError: this machine, or the directory, has not so much memory.
         PlasmastreamError: the address cannot be listened at.
     """
-    new_store = partial(_embedded_store, plasma_socket, memory, directory, huge_pages)
-    async with _until_signalled() as ending, _store_at(plasma_socket, new_store, external_store) as store:
+    start = partial(_embedded_store, plasma_socket, new_store)
+    async with _until_signalled() as ending, _store_at(plasma_socket, start, external_store) as store:
         server = PeerServer(store, host=host, port=port, max_connections=max_connections, timeouts=timeouts)
 
         def shut_down() -> None:
@@ -144,18 +174,39 @@ async def _store_at(
 
 
 @asynccontextmanager
-async def _embedded_store(
-    path: str, memory: int, directory: str | None, huge_pages: bool
-) -> AsyncIterator[EmbeddedStore]:
-    make = partial(EmbeddedStore, memory, directory=directory, huge_pages=huge_pages)
+async def _embedded_store(path: str, options: StoreOptions) -> AsyncIterator[EmbeddedStore]:
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    gc.set_threshold(*_COLLECTIONS)
+    make = partial(
+        EmbeddedStore,
+        options.memory,
+        directory=options.directory,
+        huge_pages=options.huge_pages,
+        spill=options.spill,
+        spill_limit=options.spill_limit,
+    )
     # Reserving takes a fifth of a second and more per GiB; a signal need not wait for it.
     with await trio.to_thread.run_sync(make, abandon_on_cancel=True) as store:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve_store, store.core, path)
-            nursery.start_soon(store.prefault)
-            _say(f"store ready at {path}, capacity {store.capacity} bytes")
-            yield store
-            nursery.cancel_scope.cancel()
+        serve = partial(
+            serve_store,
+            store.core,
+            path,
+            max_connections=options.max_clients,
+            access=options.access,
+            limits=options.limits,
+            spiller=store.spiller,
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(store.run)
+                await nursery.start(serve)
+                _say(f"store ready at {path}, capacity {store.capacity} bytes")
+                yield store
+                nursery.cancel_scope.cancel()
+        finally:
+            if options.persist and store.spiller is not None:
+                with trio.CancelScope(shield=True):  # from here on, a signal ends the process at once
+                    await store.spiller.persist()
 
 
 def _say(line: str) -> None:

@@ -65,7 +65,9 @@ def show_size(size: int) -> str:
     return str(size)
 
 
-def _reader(read: Callable[[str], _T]) -> Callable[[Any, Sequence[Token]], _T]:
+def reader(read: Callable[[str], _T]) -> Callable[[Any, Sequence[Token]], _T]:
+    """Make a converter of a function that raises ValueError."""
+
     def convert(_: Any, tokens: Sequence[Token]) -> _T:
         try:
             return read(tokens[0].value)
@@ -76,15 +78,16 @@ def _reader(read: Callable[[str], _T]) -> Callable[[Any, Sequence[Token]], _T]:
 
 
 Id: TypeAlias = Annotated[
-    ObjectID, Parameter(converter=_reader(ObjectID.from_hex), n_tokens=1, accepts_keys=False)
+    ObjectID, Parameter(converter=reader(ObjectID.from_hex), n_tokens=1, accepts_keys=False)
 ]
 Ids: TypeAlias = Annotated[tuple[Id, ...], Parameter(name="ID", negative=())]
-Size: TypeAlias = Annotated[int, Parameter(converter=_reader(read_size), n_tokens=1, show_default=show_size)]
+Size: TypeAlias = Annotated[int, Parameter(converter=reader(read_size), n_tokens=1, show_default=show_size)]
 Server: TypeAlias = Annotated[
-    Address, Parameter(converter=_reader(read_address), n_tokens=1, accepts_keys=False, show_default=str)
+    Address, Parameter(converter=reader(read_address), n_tokens=1, accepts_keys=False, show_default=str)
 ]
 Port: TypeAlias = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
 Seconds: TypeAlias = Annotated[float, Parameter(validator=Number(gte=0))]
+PositiveSeconds: TypeAlias = Annotated[float, Parameter(validator=Number(gt=0))]
 Count: TypeAlias = Annotated[int, Parameter(validator=Number(gte=1))]
 Flag: TypeAlias = Annotated[bool, Parameter(negative=())]
 Directory: TypeAlias = Annotated[str | None, Parameter(name=("--directory", "-d"))]
@@ -100,10 +103,12 @@ __all__ = [
     "Ids",
     "PlasmaSocket",
     "Port",
+    "PositiveSeconds",
     "Seconds",
     "Server",
     "Size",
     "read_address",
     "read_size",
+    "reader",
     "show_size",
 ]

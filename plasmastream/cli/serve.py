@@ -1,8 +1,9 @@
 """`plasmastream serve`."""
 
-from plasmastream._node import DEFAULT_GRACE, DEFAULT_MEMORY, run_node
+from plasmastream._node import DEFAULT_GRACE, run_node
 from plasmastream.cli._log import log_to_stderr
-from plasmastream.cli._types import DEFAULT_SOCKET, Count, Directory, Flag, PlasmaSocket, Port, Seconds, Size
+from plasmastream.cli._store_flags import StoreFlags
+from plasmastream.cli._types import DEFAULT_SOCKET, Count, Flag, PlasmaSocket, Port, Seconds
 from plasmastream.peer import DEFAULT_MAX_CONNECTIONS, DEFAULT_PORT
 
 
@@ -11,12 +12,10 @@ async def serve(
     port: Port = DEFAULT_PORT,
     host: str = "127.0.0.1",
     plasma_socket: PlasmaSocket = DEFAULT_SOCKET,
-    memory: Size = DEFAULT_MEMORY,
-    directory: Directory = None,
-    huge_pages: Flag = False,
     max_connections: Count = DEFAULT_MAX_CONNECTIONS,
     external_store: Flag = False,
     grace: Seconds = DEFAULT_GRACE,
+    new_store: StoreFlags = StoreFlags(),  # noqa: B008  (it is frozen)
 ) -> None:
     """Serve a store, and its objects to other machines, until Ctrl-C or SIGTERM.
 
@@ -30,12 +29,6 @@ async def serve(
         The address to listen at. The default is reached from this machine only; 0.0.0.0 is all of IPv4.
     plasma_socket
         The store's Unix socket. Where no store answers, one is started.
-    memory
-        Capacity of a store that is started: 4GiB, 256MiB, 10GB, or bytes.
-    directory
-        A store that is started takes its memory from the file system of this directory, rather than from none.
-    huge_pages
-        A store that is started takes huge pages, of which the machine must have enough (vm.nr_hugepages).
     max_connections
         Connections of peers at once; more wait.
     external_store
@@ -46,12 +39,10 @@ async def serve(
     log_to_stderr()
     await run_node(
         plasma_socket=plasma_socket,
-        memory=memory,
+        new_store=new_store.options,
         host=host,
         port=port,
         max_connections=max_connections,
-        directory=directory,
-        huge_pages=huge_pages,
         external_store=external_store,
         grace=grace,
     )

@@ -14,7 +14,7 @@ from plasmastream.cli._run import ExitStatus, complain
 
 _PROGRAM = "plasma-store-server"
 _HELP = f"""\
-Usage: {_PROGRAM} -s SOCKET -m BYTES [-d DIRECTORY] [-h]
+Usage: {_PROGRAM} -s SOCKET -m BYTES [-d DIRECTORY] [-h] [-e ENDPOINT]
 
 Serve a store to the processes of this machine, until Ctrl-C or SIGTERM. See also: plasmastream store.
 
@@ -22,7 +22,8 @@ Serve a store to the processes of this machine, until Ctrl-C or SIGTERM. See als
   -m BYTES      what all objects together may have; a number without a suffix. Taken from the machine at the start
   -d DIRECTORY  take the memory from the file system of this directory, rather than from none
   -h            take huge pages, of which the machine must have enough (vm.nr_hugepages)
-  -e ENDPOINT   an external store for what is evicted: not supported yet
+  -e ENDPOINT   hashtable://NAME: what is evicted goes to files in TMPDIR, and comes back. They last as long as the store;
+                plasmastream store --spill names the directory, and keeps them
   -help         show this text
   -version      show the version
 
@@ -87,6 +88,20 @@ def read_memory(text: str) -> int:
     return memory
 
 
+def read_external_store(text: str) -> bool:
+    """Whether what is evicted is kept.
+
+    Raises:
+        ValueError: it names another store than the one that Apache's command knows.
+    """
+    name, separator, _ = text.partition("://")
+    if text and (name, separator) != ("hashtable", "://"):
+        raise ValueError(
+            f"-e takes hashtable://NAME, not {text!r}; plasmastream store --spill DIRECTORY keeps what is evicted"
+        )
+    return bool(text)
+
+
 def store_server() -> ExitStatus:
     """Do what the command line says."""
     try:
@@ -103,22 +118,24 @@ def store_server() -> ExitStatus:
         if memory_text is None:
             raise ValueError("say with -m how many bytes the store may have")
         memory = read_memory(memory_text)
-        if flags.texts.get("e"):
-            raise ValueError("an external store (-e) is not supported yet; without -e, what is evicted is gone")
+        external = read_external_store(flags.texts.get("e", ""))
     except ValueError as error:
         complain(_PROGRAM, error)
         return ExitStatus.FAILED
-    _serve(path, memory, flags.texts.get("d") or None, huge_pages="h" in flags.switches)
+    _serve(path, memory, flags.texts.get("d") or None, huge_pages="h" in flags.switches, external=external)
     return ExitStatus.DONE
 
 
-def _serve(path: str, memory: int, directory: str | None, *, huge_pages: bool) -> None:
-    from functools import partial
+def _serve(path: str, memory: int, directory: str | None, *, huge_pages: bool, external: bool) -> None:
+    import tempfile
+    from contextlib import ExitStack
 
     import trio
 
-    from plasmastream._node import run_store
+    from plasmastream._node import StoreOptions, run_store
     from plasmastream.cli._log import log_to_stderr
 
     log_to_stderr()
-    trio.run(partial(run_store, path, memory, directory=directory, huge_pages=huge_pages))
+    with ExitStack() as stack:
+        spill = stack.enter_context(tempfile.TemporaryDirectory(prefix="plasmastream-")) if external else None
+        trio.run(run_store, path, StoreOptions(memory, directory, huge_pages, spill))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from plasmastream._node import DEFAULT_MEMORY, run_node
+from plasmastream._node import StoreOptions, run_node
 from plasmastream.cli._log import log_to_stderr
 from plasmastream.cli._types import DEFAULT_SOCKET, Count, PlasmaSocket, Port
 from plasmastream.peer import DEFAULT_MAX_CONNECTIONS, DEFAULT_PORT, ServerTimeouts
@@ -33,7 +33,7 @@ async def stream_server(
     log_to_stderr()
     await run_node(
         plasma_socket=plasma_socket,
-        memory=DEFAULT_MEMORY,
+        new_store=StoreOptions(),
         host="127.0.0.1",
         port=port,
         max_connections=max_connections,

@@ -187,14 +187,24 @@ class StoreCore:
             for entry in entries:
                 self.abort(client, entry.object_id)
             raise
-        now = self._clock()
-        for object_id, _, _, digest in objects:
-            self.table.seal(object_id, digest, now)
+        self.seal_many((object_id, digest) for object_id, _, _, digest in objects)
+        return entries
+
+    def seal_many(self, objects: Iterable[tuple[ObjectID, bytes]]) -> None:
+        """Make objects readable for all, given as (id, digest); whoever listens is told of all of them at once.
+
+        They are there. One that somebody else has sealed meanwhile stays as it is.
+        """
+        now, table = self._clock(), self.table
+        entries = [
+            table.seal(object_id, digest, now)
+            for object_id, digest in objects
+            if table.find_sealed(object_id) is None
+        ]
         for listener in list(self._listeners):  # one that fails takes itself out
             listener.sealed(entries)
         for entry in entries:
             self._answer_waiting(entry)
-        return entries
 
     def abort(self, client: Client, object_id: ObjectID) -> bool:
         """Take back an unsealed object; without effect unless this client is writing it.

@@ -9,9 +9,10 @@ import logging
 import os
 import socket
 import stat
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
+from typing import TypeAlias, TypeVar
 
 import trio
 
@@ -24,18 +25,20 @@ from plasmastream._errors import (
 )
 from plasmastream._listening import accept_connections
 from plasmastream._object_id import ObjectID
-from plasmastream.store._core import MustSpillError, StoreCore
+from plasmastream.store._access import Access, Gate, peer_of
+from plasmastream.store._core import MustSpillError, PendingGet, StoreCore
 from plasmastream.store._debug import debug_string
 from plasmastream.store._embedded import describe
 from plasmastream.store._inspect import inspect_page, process_at
+from plasmastream.store._limits import DEFAULT_MAX_CONNECTIONS, ConnectionLimits
 from plasmastream.store._spiller import Spiller
-from plasmastream.store._subscription import Subscription
+from plasmastream.store._subscription import ENTRIES_PER_MESSAGE, Subscription
 from plasmastream.store._table import Client, Entry
 from plasmastream.store._transport import UnixTransport, close_descriptors
+from plasmastream.store._turns import Turns
 from plasmastream.wire.plasma import (
     CONNECTION_CLOSED,
     EMPTY_SPEC,
-    MAX_BODY_SIZE,
     MISSING_SPEC,
     NEED_DATA,
     AbortReply,
@@ -78,13 +81,13 @@ from plasmastream.wire.plasma import Subscription as Subscribed
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_MAX_CONNECTIONS = 4096
+_T = TypeVar("_T")
+_New: TypeAlias = tuple[ObjectID, bytes | bytearray | memoryview, bytes | bytearray | memoryview, bytes]
 
 # What `store_fd` and `segment_index` say: an opaque key for the one segment that a store has.
 _SEGMENT = 1
 
-_SMALLEST_BODY_LIMIT = 64 << 20
-_UNSENT_LIMIT = 256 << 10
+_MANY = 1000  # objects, from which on a request is a long one
 _READS_PER_CHECKPOINT = 32
 _HANG_UP_POLL = 0.5
 
@@ -95,9 +98,11 @@ async def serve_store(
     *,
     max_connections: int = DEFAULT_MAX_CONNECTIONS,
     spiller: Spiller | None = None,
+    access: Access | None = None,
+    limits: ConnectionLimits | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve a store at a Unix socket, until cancelled; only the same user may connect.
+    """Serve a store at a Unix socket, until cancelled.
 
     The socket file is removed in the end. Errors of one connection are logged and end that connection only.
 
@@ -106,19 +111,24 @@ async def serve_store(
         path: the socket to make. One where nobody answers any more is replaced.
         max_connections: at this number the next one waits until another ends.
         spiller: what moves the store's objects to disk, if it spills.
+        access: who may connect; unless said otherwise the same user, and root.
+        limits: what each connection may take.
         task_status: started when clients can connect.
 
     Raises:
-        StoreError: a store is already at `path`, or the socket cannot be made there.
+        StoreError: a store is already at `path`, or the socket cannot be made there, or not with this access.
     """
-    listener = _listen(path)
+    listener, gate = _listen(path, access or Access())
     identity = os.stat(path)
+    limits, turns = limits or ConnectionLimits(), Turns()
+
+    async def serve(sock: socket.socket) -> None:
+        await _Session(core, sock, gate, limits, turns, spiller, nursery).run()
+
     try:
         async with trio.open_nursery() as nursery:
             task_status.started()
-            await accept_connections(
-                listener, lambda sock: _Session(core, sock, nursery, spiller).run(), nursery, max_connections
-            )
+            await accept_connections(listener, serve, nursery, max_connections)
     finally:
         listener.close()
         with suppress(OSError):  # somebody may have put another socket there
@@ -126,7 +136,7 @@ async def serve_store(
                 os.unlink(path)
 
 
-def _listen(path: str) -> socket.socket:
+def _listen(path: str, access: Access) -> tuple[socket.socket, Gate]:
     with suppress(OSError):
         if stat.S_ISSOCK(os.stat(path).st_mode):
             if _answers(path):
@@ -138,12 +148,18 @@ def _listen(path: str) -> socket.socket:
     try:
         listener.setblocking(False)
         listener.bind(path)
-        os.chmod(path, 0o600)  # before listen, so that nobody else gets in meanwhile
-        listener.listen(1024)
-    except OSError as error:
+        try:
+            gate = access.apply(path)  # before listen, so that nobody else gets in meanwhile
+            listener.listen(1024)
+        except BaseException:
+            os.unlink(path)
+            raise
+    except BaseException as error:
         listener.close()
-        raise StoreError(f"the store's socket cannot be made at {path}: {error.strerror or error}") from error
-    return listener
+        if isinstance(error, OSError):
+            raise StoreError(f"the store's socket cannot be made at {path}: {error.strerror or error}") from error
+        raise
+    return listener, gate
 
 
 def _answers(path: str) -> bool:
@@ -162,55 +178,74 @@ class _Session:
     """One client's connection."""
 
     def __init__(
-        self, core: StoreCore, sock: socket.socket, nursery: trio.Nursery, spiller: Spiller | None
+        self,
+        core: StoreCore,
+        sock: socket.socket,
+        gate: Gate,
+        limits: ConnectionLimits,
+        turns: Turns,
+        spiller: Spiller | None,
+        nursery: trio.Nursery,
     ) -> None:
-        pid, self._user, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self._peer = peer_of(sock)
         self._core = core
         self._address = sock.getsockname()
-        self._client = Client(f"process {pid}", process=process_at(pid, self._user))
-        # What is larger than the store could not be created anyway.
-        body_limit = min(MAX_BODY_SIZE, max(_SMALLEST_BODY_LIMIT, core.capacity + (1 << 20)))
-        self._wire: ServerConnection[int] = ServerConnection(max_body_size=body_limit)
+        self._client = Client(f"process {self._peer.pid}", process=process_at(self._peer.pid, self._peer.user))
+        self._gate = gate
+        self._limits = limits
+        self._turns = turns
+        self._spiller = spiller
+        self._breached: set[str] = set()
+        self._wire: ServerConnection[int] = ServerConnection(max_body_size=limits.largest_body(core.capacity))
         self._transport = UnixTransport(sock)
         self._segments = {_SEGMENT: core.heap.segment.fd}
         self._reads = 0
         self._hung_up = False
         self._nursery = nursery
-        self._spiller = spiller
         self._subscription: Subscription | None = None
 
     async def run(self) -> None:
         """Serve until the client hangs up or breaks the protocol; then let go what it held."""
         try:
-            if self._user in (0, os.geteuid()):  # whatever became of the mode of the socket file
+            if self._gate.admits(self._peer):
                 await self._converse()
             else:
-                _log.warning("%s of user %d may not use this store", self._client.name, self._user)
+                _log.warning("%s of user %d may not use this store", self._client.name, self._peer.user)
         except RemoteProtocolError as error:
             _log.warning("%s broke the protocol, its connection is closed: %s", self._client.name, error)
+        except TimeoutError:
+            _log.warning(
+                "%s read nothing of its replies for %g s, its connection is closed",
+                self._client.name,
+                self._limits.reply_timeout,
+            )
         except OSError as error:
             _log.info("%s is gone: %s", self._client.name, error.strerror or error)
         finally:
-            self._core.disconnect(self._client)
-            if self._subscription is not None:
-                self._subscription.close()
-            close_descriptors(self._wire.take_unclaimed_descriptors())
-            self._transport.close()
+            try:
+                await self._turns.each(self._let_go, list(self._client.held))
+            finally:
+                self._core.disconnect(self._client)
+                if self._subscription is not None:
+                    self._subscription.close()
+                close_descriptors(self._wire.take_unclaimed_descriptors())
+                self._transport.close()
 
     async def _converse(self) -> None:
         while not self._hung_up:
-            event = self._wire.next_event()
+            if self._wire.has_long_frame:
+                event = await self._turns.aside(self._wire.next_event)
+            else:
+                event = self._wire.next_event()
             if event is NEED_DATA:
-                await self._transport.flush()
+                await self._flush()
                 await self._read()
             elif event is CONNECTION_CLOSED:
                 return
-            elif isinstance(event, GetRequest):
-                await self._get(event)
             elif isinstance(event, Message):
                 await self._answer(event)
-                if self._transport.queued_bytes > _UNSENT_LIMIT:
-                    await self._transport.flush()
+                if self._transport.queued_bytes > self._limits.unread_replies:
+                    await self._flush()
             else:
                 assert isinstance(event, Subscribed)
                 self._subscribe(event.descriptor)
@@ -218,18 +253,46 @@ class _Session:
     async def _answer(self, request: Message) -> None:
         while True:
             try:
-                _ANSWERS[type(request)](self, request)
+                answering = _ANSWERS[type(request)](self, request)
+                if answering is not None:
+                    await answering
                 return
             except MustSpillError as error:
                 assert self._spiller is not None
-                await self._transport.flush()
+                await self._flush()
                 await self._spiller.save(error.entries)
+
+    async def _flush(self) -> None:
+        """Send what is queued, for as long as the client reads at all."""
+        while not self._transport.flush_nowait():
+            left = self._transport.queued_bytes
+            with trio.move_on_after(self._limits.reply_timeout):
+                await self._transport.flush()
+            self._transport.flush_nowait()  # the kernel takes some sooner than it says that it does
+            if self._transport.queued_bytes == left:
+                raise TimeoutError
+
+    def _exceeds(self, most: int | None, number: int, what: str) -> bool:
+        """Whether a number is over its limit, which is told once."""
+        if most is None or number <= most:
+            return False
+        if what not in self._breached:
+            self._breached.add(what)
+            over = f"{number:,} {what} would be over its limit of {most:,}"
+            _log.warning("%s is refused, from now on in silence: %s", self._client.name, over)
+        return True
+
+    def _let_go(self, object_id: ObjectID) -> None:
+        if not self._core.abort(self._client, object_id):
+            self._core.release(self._client, object_id)
 
     def _subscribe(self, descriptor: int) -> None:
         if self._subscription is not None:
             self._subscription.close()  # a client that subscribes again reads from the new socket only
         try:
-            self._subscription = Subscription(self._core, descriptor, self._client.name)
+            self._subscription = Subscription(
+                self._core, descriptor, self._client.name, self._limits.unread_notifications
+            )
         except OSError as error:
             os.close(descriptor)
             raise RemoteProtocolError(f"notifications cannot be sent there: {error.strerror or error}") from error
@@ -258,6 +321,13 @@ class _Session:
         self._wire.send(message, self._segments)
         self._transport.queue(self._wire.data_to_send())
 
+    async def _send_long(self, message: Message, count: int) -> None:
+        """Send a message that names so many objects."""
+        if count > _MANY:
+            await self._turns.aside(partial(self._send, message))
+        else:
+            self._send(message)
+
     def _spec(self, entry: Entry) -> ObjectSpec:
         return ObjectSpec(
             segment_index=_SEGMENT,
@@ -273,35 +343,60 @@ class _Session:
 
     async def _get(self, request: GetRequest) -> None:
         core, client, ids = self._core, self._client, request.object_ids
-        if request.timeout_ms or core.spill is not None:
-            ready, returned = trio.Event(), trio.Event()
-            pending = core.wait_for(client, ids, ready.set, returned.set)
-            if pending is not None:
-                try:
-                    await self._transport.flush()
-                    timeout = max(request.timeout_ms / 1000, 0.0) if request.timeout_ms != -1 else float("inf")
-                    with trio.move_on_after(timeout):
-                        await self._wait_or_hang_up(ready)
-                    if pending.returning and not self._hung_up:  # they are in the store, whatever the disk takes
-                        await self._wait_or_hang_up(returned)
-                    if self._hung_up:
-                        return
-                finally:
-                    core.stop_waiting(pending)
-        # What has been waited for is held already; what was deleted meanwhile is held until its release.
-        entries = core.get(client, ids)
-        used = any(entry is not None for entry in entries)
-        self._send(
-            GetReply(
-                object_ids=ids,
-                specs=tuple(MISSING_SPEC if entry is None else self._spec(entry) for entry in entries),
-                store_fds=(_SEGMENT,) if used else (),
-                mmap_sizes=(self._mmap_size,) if used else (),
-            )
-        )
-        await self._transport.flush()
+        # What exists is not known yet, so every id counts.
+        new = len(ids) if len(client.held) + len(ids) <= self._limits.held else len(set(ids).difference(client.held))
+        refused = self._exceeds(self._limits.held, len(client.held) + new, "objects held")
+        if (request.timeout_ms or core.spill is not None) and not refused:
+            await self._wait_for(ids, request.timeout_ms)
+            if self._hung_up:
+                return
 
-    async def _wait_or_hang_up(self, ready: trio.Event) -> None:
+        def get(object_id: ObjectID) -> ObjectSpec:
+            # What has been waited for is held already; what was deleted meanwhile is held until its release.
+            (entry,) = core.get(client, (object_id,)) if not refused or object_id in client.held else (None,)
+            return MISSING_SPEC if entry is None else self._spec(entry)
+
+        specs = tuple(await self._turns.each(get, ids))
+        used = any(spec is not MISSING_SPEC for spec in specs)
+        reply = GetReply(
+            object_ids=ids,
+            specs=specs,
+            store_fds=(_SEGMENT,) if used else (),
+            mmap_sizes=(self._mmap_size,) if used else (),
+        )
+        await self._send_long(reply, len(ids))
+        await self._flush()
+
+    async def _wait_for(self, ids: Sequence[ObjectID], timeout_ms: int) -> None:
+        """Hold objects as they appear, until all are there, or time is up, or the client hangs up."""
+        deadline = trio.current_time() + (max(timeout_ms / 1000, 0.0) if timeout_ms != -1 else float("inf"))
+        pending: list[PendingGet] = []
+        ready: list[trio.Event] = []
+        returned: list[trio.Event] = []
+
+        def wait_for(some: Sequence[ObjectID]) -> None:
+            events = trio.Event(), trio.Event()
+            missing = self._core.wait_for(self._client, some, events[0].set, events[1].set)
+            if missing is not None:
+                pending.append(missing)
+                ready.append(events[0])
+                if missing.returning:
+                    returned.append(events[1])
+
+        try:
+            await self._turns.each(wait_for, _parts(ids))
+            if pending:
+                await self._flush()
+                with trio.move_on_at(deadline):
+                    await self._wait_or_hang_up(ready)
+                if returned and not self._hung_up:  # these are in the store, whatever the disk takes
+                    await self._wait_or_hang_up(returned)
+                await self._turns.each(self._core.stop_waiting, pending)
+        finally:
+            for missing in pending:
+                self._core.stop_waiting(missing)
+
+    async def _wait_or_hang_up(self, ready: Sequence[trio.Event]) -> None:
         """Wait for a get's objects, or until the client hangs up; what it sends meanwhile is kept for later."""
 
         async def watch() -> None:
@@ -322,7 +417,8 @@ class _Session:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch)
-            await ready.wait()
+            for event in ready:
+                await event.wait()
             nursery.cancel_scope.cancel()
 
     def _connect(self, _: ConnectRequest) -> None:
@@ -334,6 +430,9 @@ class _Session:
 
         if request.device_num:
             refuse(ErrorCode.OUT_OF_MEMORY)  # what a build without CUDA answers
+            return
+        if self._may_not_create(request.data_size + request.metadata_size):
+            refuse(ErrorCode.OUT_OF_MEMORY)
             return
         try:
             entry = self._core.create(
@@ -350,25 +449,49 @@ class _Session:
             CreateReply(request.object_id, self._spec(entry), store_fd=_SEGMENT, mmap_size=self._mmap_size)
         )
 
-    def _create_and_seal(self, request: CreateAndSealRequest) -> None:
-        new = (request.object_id, memoryview(request.data), memoryview(request.metadata), request.digest)
-        self._send(CreateAndSealReply(self._put([new], request.evict_if_full)))
+    def _may_not_create(self, nbytes: int) -> bool:
+        client, limits = self._client, self._limits
+        return (
+            self._exceeds(limits.held, len(client.held) + 1, "objects held")
+            or self._exceeds(limits.unsealed, client.unsealed + 1, "unsealed objects")
+            or self._exceeds(limits.unsealed_bytes, client.unsealed_bytes + nbytes, "bytes of unsealed objects")
+        )
 
-    def _create_and_seal_batch(self, request: CreateAndSealBatchRequest) -> None:
-        columns = (request.object_ids, request.data, request.metadata, request.digests)
-        new = [
-            (object_id, memoryview(data), memoryview(metadata), digest)
-            for object_id, data, metadata, digest in zip(*columns, strict=True)
-        ]
-        self._send(CreateAndSealBatchReply(self._put(new, request.evict_if_full)))
+    async def _create_and_seal(self, request: CreateAndSealRequest) -> None:
+        new = (request.object_id, request.data, request.metadata, request.digest)
+        self._send(CreateAndSealReply(await self._put([new], request.evict_if_full)))
 
-    def _put(self, new: Sequence[tuple[ObjectID, memoryview, memoryview, bytes]], evict: bool) -> ErrorCode:
+    async def _create_and_seal_batch(self, request: CreateAndSealBatchRequest) -> None:
+        new = list(zip(request.object_ids, request.data, request.metadata, request.digests, strict=True))
+        self._send(CreateAndSealBatchReply(await self._put(new, request.evict_if_full)))
+
+    async def _put(self, new: Sequence[_New], evict: bool) -> ErrorCode:
+        """Create, fill and seal: all or none. Nobody sees any until there is no way back."""
+        core, client = self._core, self._client
+        created: list[ObjectID] = []
+
+        def create(one: _New) -> None:
+            object_id, data, metadata, _ = one
+            entry = core.create(client, object_id, len(data), len(metadata), evict=evict)
+            created.append(object_id)
+            data_memory, metadata_memory = core.memory_of(entry)
+            data_memory[:] = data
+            metadata_memory[:] = metadata
+
+        def seal(some: Sequence[_New]) -> None:
+            core.seal_many((object_id, digest) for object_id, _, _, digest in some)
+            for object_id, _, _, _ in some:
+                core.release(client, object_id)
+
         try:
-            entries = self._core.put_many(self._client, new, evict=evict)
-        except (ObjectExistsError, StoreFullError) as error:
+            await self._turns.each(create, new)
+        except (ObjectExistsError, StoreFullError, MustSpillError) as error:
+            await self._turns.each(self._let_go, created)
+            if isinstance(error, MustSpillError):
+                raise
             return _code(error)
-        for entry in entries:
-            self._core.release(self._client, entry.object_id)
+        with trio.CancelScope(shield=True):
+            await self._turns.each(seal, _parts(new, ENTRIES_PER_MESSAGE))
         return ErrorCode.OK
 
     def _seal(self, request: SealRequest) -> None:
@@ -386,16 +509,17 @@ class _Session:
     def _release(self, request: ReleaseRequest) -> None:
         self._core.release(self._client, request.object_id)
 
-    def _delete(self, request: DeleteRequest) -> None:
-        errors = tuple(self._core.delete(object_id) for object_id in request.object_ids)
-        self._send(DeleteReply(request.object_ids, errors))
+    async def _delete(self, request: DeleteRequest) -> None:
+        errors = tuple(await self._turns.each(self._core.delete, request.object_ids))
+        await self._send_long(DeleteReply(request.object_ids, errors), len(errors))
 
     def _contains(self, request: ContainsRequest) -> None:
         found = self._core.table.find_sealed(request.object_id) is not None
         self._send(ContainsReply(request.object_id, found))
 
-    def _list(self, _: ListRequest) -> None:
-        self._send(ListReply(tuple(describe(entry) for entry in self._core.table)))
+    async def _list(self, _: ListRequest) -> None:
+        objects = tuple(await self._turns.each(describe, list(self._core.table)))
+        await self._send_long(ListReply(objects), len(objects))
 
     def _inspect(self, request: InspectRequest) -> None:
         self._send(inspect_page(self._core, request.object_ids, request.cursor))
@@ -409,8 +533,8 @@ class _Session:
             evicted = 0
         self._send(EvictReply(evicted))
 
-    def _refresh_lru(self, request: RefreshLRURequest) -> None:
-        self._core.table.refresh(request.object_ids)
+    async def _refresh_lru(self, request: RefreshLRURequest) -> None:
+        await self._turns.each(self._core.table.refresh, _parts(request.object_ids))
         self._send(RefreshLRUReply())
 
     def _set_options(self, request: SetOptionsRequest) -> None:
@@ -423,12 +547,13 @@ class _Session:
         self._send(GetDebugStringReply(debug_string(self._core)))
 
 
-_ANSWERS: dict[type[Message], Callable[..., None]] = {
+_ANSWERS: dict[type[Message], Callable[..., Awaitable[None] | None]] = {
     ConnectRequest: _Session._connect,
     CreateRequest: _Session._create,
     CreateAndSealRequest: _Session._create_and_seal,
     CreateAndSealBatchRequest: _Session._create_and_seal_batch,
     SealRequest: _Session._seal,
+    GetRequest: _Session._get,
     AbortRequest: _Session._abort,
     ReleaseRequest: _Session._release,
     DeleteRequest: _Session._delete,
@@ -462,3 +587,7 @@ def _code(error: StoreError) -> ErrorCode:
     if isinstance(error, ObjectNotFoundError):
         return ErrorCode.OBJECT_NOT_FOUND
     return ErrorCode.OUT_OF_MEMORY
+
+
+def _parts(items: Sequence[_T], size: int = _MANY) -> Iterator[Sequence[_T]]:
+    return (items[first : first + size] for first in range(0, len(items), size))

@@ -3,14 +3,16 @@
 Readers may fetch a message with a single `recv`, so each is sent whole, with one call, or not yet. The kernel takes a
 message of moderate size into a Unix socket entirely or not at all; so long lists are cut into several messages,
 which readers unpack one by one anyway. What the socket does not take waits in a bounded queue, and a subscriber that
-lets it overflow is dropped, with a line in the log.
+lets it overflow is dropped, with a line in the log. What was sealed before is told a little at a time, as fast as it is
+read, and what happens meanwhile waits behind it.
 """
 
 import errno
 import logging
 import socket
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import trio
 
@@ -24,7 +26,8 @@ DEFAULT_MAX_UNREAD = 64 << 20
 """Bytes of unread notifications at which a subscriber is dropped: about half a million objects."""
 
 # About 15 KB: the kernel splits what is larger than 32 KiB.
-_ENTRIES_PER_MESSAGE = 128
+ENTRIES_PER_MESSAGE = 128
+_SLICE = 0.001
 
 
 class Subscription:
@@ -52,10 +55,10 @@ class Subscription:
         self._unread: deque[memoryview] = deque()
         self._unread_bytes = 0
         self._blocked = trio.Event()
-        for entry in core.table:
-            if entry.is_sealed:
-                self._tell((_describe(entry),))
+        self._old: Iterator[Entry] | None = iter([entry for entry in core.table if entry.sealed_at is not None])
+        self._behind_old: list[memoryview] = []
         core.add_listener(self)
+        self._tell_old()
 
     async def run(self) -> None:
         """Send what the socket did not take at once, whenever it takes more; until cancelled, closed, or dropped."""
@@ -63,9 +66,10 @@ class Subscription:
             while self._socket.fileno() >= 0:
                 await self._blocked.wait()
                 self._blocked = trio.Event()
-                while self._unread:
+                while self._unread or self._old is not None:
                     await trio.lowlevel.wait_writable(self._socket)
                     self._send()
+                    self._tell_old()
         except trio.ClosedResourceError:
             return
         finally:
@@ -73,8 +77,8 @@ class Subscription:
 
     def sealed(self, entries: Sequence[Entry]) -> None:
         """Tell of objects that were sealed by one request."""
-        for first in range(0, len(entries), _ENTRIES_PER_MESSAGE):
-            self._tell([_describe(entry) for entry in entries[first : first + _ENTRIES_PER_MESSAGE]])
+        for first in range(0, len(entries), ENTRIES_PER_MESSAGE):
+            self._tell([_describe(entry) for entry in entries[first : first + ENTRIES_PER_MESSAGE]])
 
     def removed(self, entry: Entry) -> None:
         """Tell of an object that was deleted or evicted."""
@@ -84,6 +88,8 @@ class Subscription:
         """Stop, and close the socket. May be called again."""
         self._core.remove_listener(self)
         self._unread.clear()
+        self._old = None
+        self._behind_old.clear()
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
@@ -92,15 +98,38 @@ class Subscription:
     def _tell(self, objects: Sequence[ObjectInfo]) -> None:
         if self._socket.fileno() < 0:
             return
-        message = encode_notification(objects)
-        self._unread.append(memoryview(message))
+        message = memoryview(encode_notification(objects))
         self._unread_bytes += len(message)
-        # At once, so that it is there before the reply to the request that caused it.
-        if len(self._unread) == 1:
-            self._send()
+        if self._old is None:
+            self._queue(message)
+        else:
+            self._behind_old.append(message)
         if self._unread_bytes > self._max_unread:
             _log.warning("%s does not read its notifications and is no longer told", self._subscriber)
             self.close()
+
+    def _tell_old(self) -> None:
+        """Tell some of what was sealed before, unless the reader has enough for now."""
+        end = time.perf_counter() + _SLICE
+        while self._old is not None and not self._unread and time.perf_counter() < end:
+            entry = next(self._old, None)
+            if entry is None:
+                self._old = None
+                self._unread.extend(self._behind_old)
+                self._behind_old.clear()
+                self._send()
+            else:
+                message = memoryview(encode_notification((_describe(entry),)))
+                self._unread_bytes += len(message)
+                self._queue(message)
+        if self._old is not None:
+            self._blocked.set()
+
+    def _queue(self, message: memoryview) -> None:
+        self._unread.append(message)
+        # At once, so that it is there before the reply to the request that caused it.
+        if len(self._unread) == 1:
+            self._send()
 
     def _send(self) -> None:
         while self._unread:

@@ -48,6 +48,9 @@ class Client:
     """What it calls itself."""
     process: Process | None = None
     """None for this process itself."""
+    unsealed: int = 0
+    """How many objects it has created that nobody has sealed yet."""
+    unsealed_bytes: int = 0
 
 
 @attrs.define(eq=False)
@@ -204,6 +207,8 @@ class ObjectTable:
         self._enter(entry)
         self.allocated += entry.size
         self._hold(entry.creator, entry, entry.created_at)
+        entry.creator.unsealed += 1
+        entry.creator.unsealed_bytes += entry.size
         if entry.creator.quota is not None:
             entry.owner = entry.creator
             entry.creator.quota.owned.add(entry.object_id, entry.size)
@@ -227,6 +232,7 @@ class ObjectTable:
             raise ObjectNotFoundError(f"object {object_id} cannot be sealed: it is not in the store")
         if entry.is_sealed:
             raise ObjectExistsError(f"object {object_id} is sealed already")
+        self._leave_unsealed(entry)
         entry.sealed_at = entry.last_used_at = now
         entry.digest = digest
         return entry
@@ -314,6 +320,8 @@ class ObjectTable:
     def remove(self, entry: Entry) -> Entry:
         """Take an entry out, whatever its state."""
         del self._entries[entry.object_id]
+        if not entry.is_sealed:
+            self._leave_unsealed(entry)
         self._retire(entry)
         for holder in entry.holders:
             holder.held.pop(entry.object_id, None)
@@ -392,6 +400,10 @@ class ObjectTable:
         self.idle.discard(entry.object_id)
         self.unsaved.discard(entry.object_id)
         self._disown(entry)
+
+    def _leave_unsealed(self, entry: Entry) -> None:
+        entry.creator.unsealed -= 1
+        entry.creator.unsealed_bytes -= entry.size
 
     def _disown(self, entry: Entry) -> None:
         """Take an entry out of its owner's quota, if it is in one."""

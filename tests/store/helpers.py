@@ -4,12 +4,13 @@ import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from plasmastream import ObjectID
-from plasmastream.store import EmbeddedStore, serve_store
+from plasmastream.store import ConnectionLimits, EmbeddedStore, serve_store
 from plasmastream.store._table import Client
 from plasmastream.wire.plasma import NO_DIGEST
 
@@ -78,11 +79,13 @@ def served_in_thread(path: Path, capacity: int = CAPACITY) -> Iterator[EmbeddedS
 
 
 @asynccontextmanager
-async def served(path: Path, capacity: int = CAPACITY) -> AsyncIterator[EmbeddedStore]:
+async def served(
+    path: Path, capacity: int = CAPACITY, limits: ConnectionLimits | None = None
+) -> AsyncIterator[EmbeddedStore]:
     """A store served at `path` by a task of this loop."""
     with EmbeddedStore(capacity) as store:
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_store, store.core, str(path))
+            await nursery.start(partial(serve_store, store.core, str(path), limits=limits))
             yield store
             nursery.cancel_scope.cancel()
 

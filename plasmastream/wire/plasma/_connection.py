@@ -38,6 +38,12 @@ _SCRATCH_SIZE = 64 << 10
 _FIRST_LARGE_SIZE: Final = 1 << 20
 _MERGE_SIZE = 64 << 10  # larger frames are not copied just to save a system call
 _MAX_WAITING_DESCRIPTORS = 64  # what one client may make a busy store hold open, out of perhaps 1024
+_FRAMES_OF_MANY = {
+    m.MessageType.GET_REQUEST,
+    m.MessageType.DELETE_REQUEST,
+    m.MessageType.CREATE_AND_SEAL_BATCH_REQUEST,
+    m.MessageType.REFRESH_LRU_REQUEST,
+}
 _DESCRIPTOR_BYTE = b"\x14"  # what the original happens to send; nobody looks at it
 
 
@@ -249,6 +255,13 @@ class ServerConnection(_Connection[D]):
         self._unanswered: deque[m.MessageType] = deque()
         self._subscribing = False
         self._closed = False
+
+    @property
+    def has_long_frame(self) -> bool:
+        """Whether `next_event` has much to do: a frame that names very many objects is there as a whole."""
+        if self._large is None or self._large_filled < self._large_size:
+            return False
+        return self._large_type in _FRAMES_OF_MANY
 
     def next_event(self) -> m.Message | Subscription[D] | Signal:
         """Return the next request, or `NEED_DATA`, or `CONNECTION_CLOSED`.

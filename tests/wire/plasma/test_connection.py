@@ -338,6 +338,19 @@ def test_a_large_body_is_read_into_place() -> None:
     assert isinstance(message.data.obj, bytearray)
 
 
+def test_a_frame_that_names_very_many_objects_is_announced() -> None:
+    for message, is_long in ((BIG, False), (GetRequest((A,) * 10_000, 0), True), (GetRequest((A,), 0), False)):
+        server = Server()
+        frame = encode(message)
+        feed(server, frame[:-1])
+        assert server.next_event() is NEED_DATA
+        assert not server.has_long_frame
+        feed(server, frame[-1:])
+        assert server.has_long_frame is is_long
+        assert server.next_event() == message
+        assert not server.has_long_frame
+
+
 # The end
 
 
