@@ -51,8 +51,8 @@ class StoreFlags:
     huge_pages
         Take huge pages, of which the machine must have enough (vm.nr_hugepages).
     spill
-        Move what is evicted to files in this directory, and back when somebody asks for it. What is there from an earlier
-        store is in the new one.
+        Move what is evicted to files in this directory, and back when somebody asks for it. What an earlier store left
+        there is in the new one.
     spill_limit
         What all objects on disk together may have; as much as the disk has, unless said otherwise.
     persist

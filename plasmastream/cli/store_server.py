@@ -22,8 +22,8 @@ Serve a store to the processes of this machine, until Ctrl-C or SIGTERM. See als
   -m BYTES      what all objects together may have; a number without a suffix. Taken from the machine at the start
   -d DIRECTORY  take the memory from the file system of this directory, rather than from none
   -h            take huge pages, of which the machine must have enough (vm.nr_hugepages)
-  -e ENDPOINT   hashtable://NAME: what is evicted goes to files in TMPDIR, and comes back. They last as long as the store;
-                plasmastream store --spill names the directory, and keeps them
+  -e ENDPOINT   hashtable://NAME: what is evicted goes to files in TMPDIR, and comes back. They last as long as the
+                store; plasmastream store --spill names the directory, and keeps them
   -help         show this text
   -version      show the version
 
