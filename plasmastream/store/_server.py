@@ -24,6 +24,7 @@ from plasmastream._errors import (
 )
 from plasmastream._listening import accept_connections
 from plasmastream._object_id import ObjectID
+from plasmastream._os_errors import reason_of
 from plasmastream.store._core import StoreCore
 from plasmastream.store._debug import debug_string
 from plasmastream.store._embedded import describe
@@ -179,7 +180,7 @@ class _Session:
         except RemoteProtocolError as error:
             _log.warning("%s broke the protocol, its connection is closed: %s", self._client.name, error)
         except OSError as error:
-            _log.info("%s is gone: %s", self._client.name, error.strerror or error)
+            _log.info("%s is gone: %s", self._client.name, reason_of(error))
         finally:
             self._core.disconnect(self._client)
             if self._subscription is not None:
