@@ -13,7 +13,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,23 +49,28 @@ def wait_until(condition: Callable[[], object], within: float, what: str) -> Non
 
 
 class StoreProcess(_Process):
-    """`plasmastream store`: our store alone, at `socket_path` with `memory` bytes."""
+    """`plasmastream store`: our store alone, at `socket_path` with `memory` bytes.
 
-    def __init__(self, socket_path: str | Path, memory: int) -> None:
+    `arguments` are further options; `within` is a command that runs the store's own, which follows it.
+    """
+
+    def __init__(
+        self, socket_path: str | Path, memory: int, arguments: Sequence[str] = (), within: Sequence[str] = ()
+    ) -> None:
         self.socket_path = str(socket_path)
-        options = ["--plasma-socket", self.socket_path, "--memory", str(memory)]
+        options = ["--plasma-socket", self.socket_path, "--memory", str(memory), *arguments]
         if _has_command("store"):
             command = [sys.executable, "-u", "-m", "plasmastream", "store", *options]
         else:
             command = [sys.executable, "-u", str(_MAIN), "--store-only", *options]
-        super().__init__("our store", command)
+        super().__init__("our store", [*within, *command])
         _await_ready(self, lambda: answers(socket.AF_UNIX, self.socket_path))
 
 
 class Node(_Process):
     """`plasmastream serve`: a peer server, beside the store at `socket_path` or with one of `memory` bytes there.
 
-    `timeouts` are options of `node_main.py`, which is started instead where they are given.
+    `timeouts` are options of `node_main.py`, which is started instead where they are given; `within` is as above.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Node(_Process):
         *,
         port: int = 0,
         max_connections: int = 128,
+        within: Sequence[str] = (),
         **timeouts: float,
     ) -> None:
         self.socket_path = str(socket_path)
@@ -85,7 +91,7 @@ class Node(_Process):
         else:
             further = [f"--{name.replace('_', '-')}={value}" for name, value in timeouts.items()]
             command = [sys.executable, "-u", str(_MAIN), *options, *further]
-        super().__init__("our server", command)
+        super().__init__("our server", [*within, *command])
         _await_ready(self, lambda: _READY.search(self.stderr()))
         found = _READY.search(self.stderr())
         assert found is not None
