@@ -70,7 +70,7 @@ class StoreProcess(_Process):
 class Node(_Process):
     """`plasmastream serve`: a peer server, beside the store at `socket_path` or with one of `memory` bytes there.
 
-    `timeouts` are options of `node_main.py`, which is started instead where they are given; `within` is as above.
+    `timeouts` are options of `node_main.py`, which is started instead where they are given.
     """
 
     def __init__(
@@ -80,7 +80,6 @@ class Node(_Process):
         *,
         port: int = 0,
         max_connections: int = 128,
-        within: Sequence[str] = (),
         **timeouts: float,
     ) -> None:
         self.socket_path = str(socket_path)
@@ -91,7 +90,7 @@ class Node(_Process):
         else:
             further = [f"--{name.replace('_', '-')}={value}" for name, value in timeouts.items()]
             command = [sys.executable, "-u", str(_MAIN), *options, *further]
-        super().__init__("our server", [*within, *command])
+        super().__init__("our server", command)
         _await_ready(self, lambda: _READY.search(self.stderr()))
         found = _READY.search(self.stderr())
         assert found is not None
