@@ -48,6 +48,27 @@ def wait_until(condition: Callable[[], object], within: float, what: str) -> Non
         time.sleep(0.005)
 
 
+class InThread:
+    """A call that blocks, in a thread; `outcome` is its result, or what it raised."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.outcome: Any = None
+        self._call = function, args
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        function, args = self._call
+        try:
+            self.outcome = function(*args)
+        except BaseException as error:
+            self.outcome = error
+
+    def ended(self) -> bool:
+        """Whether it has returned or raised."""
+        return not self._thread.is_alive()
+
+
 class StoreProcess(_Process):
     """`plasmastream store`: our store alone, at `socket_path` with `memory` bytes.
 

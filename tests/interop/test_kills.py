@@ -6,7 +6,6 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from plasmastream.store import open_store
 from plasmastream.wire.plasma import GetDebugStringReply, GetDebugStringRequest
 from tests.apache import APACHE_PYTHON, ApacheError, ClientFactory, short_directory
 from tests.interop.conftest import OurStoreFactory
-from tests.interop.nodes import StoreProcess, descriptor_count, wait_until
+from tests.interop.nodes import InThread, StoreProcess, descriptor_count, wait_until
 from tests.interop.victims import APACHES, OURS, Victims, content
 
 CAPACITY = 4_000_000
@@ -111,27 +110,6 @@ def test_clients_are_killed_at_random_moments(
 # The store is killed
 
 
-class InThread:
-    """A call that blocks, in a thread; `outcome` is its result, or what it raised."""
-
-    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
-        self.outcome: Any = None
-        self._call = function, args
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        function, args = self._call
-        try:
-            self.outcome = function(*args)
-        except BaseException as error:
-            self.outcome = error
-
-    def ended(self) -> bool:
-        """Whether it has returned or raised."""
-        return not self._thread.is_alive()
-
-
 class OnTrio:
     """The async client: holds a lease, waits for one object, and for room for another; then connects anew."""
 
@@ -210,7 +188,7 @@ def test_the_store_is_killed(where: str, apache_client: ClientFactory, tmp_path:
             wait = InThread(lambda: client.get([ObjectID.from_name("missing")], timeout=None))
             creates = InThread(create, creator, 60)
             assert not apache_wait.done(within=0.2)  # time for all of them to begin to wait
-            assert not (wait.ended() or creates.ended())
+            assert not any((wait.ended(), creates.ended()))
             assert not on_trio.errors
             begin = time.monotonic()
             store.kill()
