@@ -82,7 +82,7 @@ _SEGMENT = 1
 
 _SMALLEST_BODY_LIMIT = 64 << 20
 _UNSENT_LIMIT = 256 << 10
-_READS_PER_CHECKPOINT = 32
+_STEPS_PER_CHECKPOINT = 32
 _HANG_UP_POLL = 0.5
 
 
@@ -165,7 +165,6 @@ class _Session:
         self._wire: ServerConnection[int] = ServerConnection(max_body_size=body_limit)
         self._transport = UnixTransport(sock)
         self._segments = {_SEGMENT: core.heap.segment.fd}
-        self._reads = 0
         self._hung_up = False
         self._nursery = nursery
         self._subscription: Subscription | None = None
@@ -189,7 +188,11 @@ class _Session:
             self._transport.close()
 
     async def _converse(self) -> None:
+        steps = 0
         while not self._hung_up:
+            steps += 1
+            if steps % _STEPS_PER_CHECKPOINT == 0:  # one read may bring a thousand requests
+                await trio.lowlevel.checkpoint()  # a client that is always ready must not keep the others waiting
             event = self._wire.next_event()
             if event is NEED_DATA:
                 await self._transport.flush()
@@ -217,9 +220,6 @@ class _Session:
         self._nursery.start_soon(self._subscription.run)
 
     async def _read(self) -> None:
-        self._reads += 1
-        if self._reads % _READS_PER_CHECKPOINT == 0:
-            await trio.lowlevel.checkpoint()  # a client that is always ready must not keep the others waiting
         nbytes, descriptors = await self._transport.receive(self._wire.get_buffer())
         if nbytes:
             self._wire.advance(nbytes, descriptors)
