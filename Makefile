@@ -4,6 +4,7 @@
 #   make test     lint, types, and all tests with coverage
 #   make lint     ruff and mypy alone
 #   make fuzz     spoilt input for parsers and live servers; a million of them, or INPUTS=..., from SEED=...
+#   make kills    kill 500 clients of each kind (KILLS=...) at random moments, and check the store each time
 #   make schema   regenerate the flatbuffers code that the tests compare ours with (needs flatc)
 #   make clean    remove what the others made, the environments included
 #
@@ -11,7 +12,7 @@
 # last pyarrow that came with Plasma, which needs CPython 3.11 (APACHE_PYTHON=...); without it, tests skip.
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint schema clean setup setup-apache fuzz setup-fuzz
+.PHONY: help demo test check lint fuzz kills schema clean setup setup-apache setup-fuzz
 
 PYTHON ?= python3.11 python3.12 python3.13 python3
 APACHE_PYTHON ?= python3.11 python3
@@ -45,7 +46,7 @@ endef
 SHELL := bash
 
 help:
-	@sed -n '3,8s/^# *//p' Makefile
+	@sed -n '/^#   make /s/^# *//p' Makefile
 
 demo: setup
 	@$(BIN)/plasmastream demo
@@ -62,6 +63,14 @@ check: setup setup-apache
 lint: setup
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m mypy
+
+# A failed run prints its seed: make kills SEED=... repeats it.
+KILLS ?= 500
+SEED ?= 0
+kills: setup setup-apache
+	@if [ -e $(APACHE_READY) ]; then export PLASMASTREAM_REQUIRE_APACHE=1; fi; \
+	  PLASMASTREAM_KILLS=$(KILLS) PLASMASTREAM_KILLS_SEED=$(SEED) \
+	  $(BIN)/python -m pytest -rP -k random_moments tests/interop/test_kills.py
 
 setup: .venv/ready
 

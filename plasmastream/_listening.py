@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from plasmastream._os_errors import reason_of
+
 _log = logging.getLogger(__name__)
 
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
@@ -22,8 +24,8 @@ async def accept_connections(
     """Accept connections until cancelled, and serve each in a task of the nursery.
 
     At `max_connections` the listener is left alone until one ends: who comes then waits in the kernel's queue. When
-    this process or machine runs out of descriptors or memory, accepting pauses and goes on later. An unexpected error
-    while serving one connection is logged, and ends that connection only.
+    this process or machine runs out of descriptors or memory, accepting pauses, says so once, and goes on later. An
+    unexpected error while serving one connection is logged, and ends that connection only.
 
     Args:
         listener: a listening socket, non-blocking.
@@ -48,6 +50,7 @@ async def accept_connections(
 
 
 async def _accept(listener: socket.socket) -> socket.socket:
+    is_paused = False
     while True:
         try:
             return listener.accept()[0]
@@ -58,5 +61,7 @@ async def _accept(listener: socket.socket) -> socket.socket:
         except OSError as error:
             if error.errno not in _OUT_OF_RESOURCES:
                 raise
-            _log.warning("no connection can be accepted for now: %s", error.strerror)
+            if not is_paused:
+                _log.warning("no connection can be accepted for now: %s", reason_of(error))
+            is_paused = True
             await trio.sleep(_RETRY_AFTER)

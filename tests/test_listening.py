@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from typing import Self, cast
@@ -130,6 +131,23 @@ async def test_when_resources_run_out_accepting_goes_on_later(
             assert served.sockets
         nursery.cancel_scope.cancel()
     assert os.strerror(code) in caplog.text
+
+
+async def test_a_lasting_shortage_is_told_once(
+    listener: socket.socket, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    served = Served()
+    shortage = [OSError(errno.EMFILE, os.strerror(errno.EMFILE)) for _ in range(50)]
+    failing = cast("socket.socket", FailingListener(listener, shortage))
+    async with trio.open_nursery() as nursery:
+        with connect(listener):
+            nursery.start_soon(accept_connections, failing, served, nursery, 10)
+            await trio.sleep(60)
+            assert served.sockets
+        nursery.cancel_scope.cancel()
+    (record,) = caplog.records
+    assert f"this process may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,}" in record.message
+    assert "ulimit -n" in record.message
 
 
 async def test_a_client_that_gave_up_meanwhile_is_passed_over(listener: socket.socket) -> None:

@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 from plasmastream._client._socket import UnixSocket, close_descriptors
 from plasmastream._errors import NotSupportedError, RemoteProtocolError, StoreConnectionError
+from plasmastream._os_errors import reason_of
 from plasmastream.wire.plasma import CONNECTION_CLOSED, MAX_BODY_SIZE, NEED_DATA, ClientConnection, Message, Reply
 
 RETRY_FIRST, RETRY_LAST = 0.005, 0.1
@@ -85,7 +86,7 @@ class Connection(Generic[_SocketT]):
 
     def fail_by(self, error: OSError) -> StoreConnectionError:
         """As `fail`, for what the kernel said."""
-        return self.fail(f"broke the connection: {error.strerror or error}")
+        return self.fail(f"broke the connection: {reason_of(error)}")
 
     def close(self, why: str | None = None) -> None:
         """Close the socket: the store lets everything go that this connection held."""

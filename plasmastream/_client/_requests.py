@@ -1,5 +1,6 @@
 """How requests are cut, and what the answers mean."""
 
+import errno
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from plasmastream._errors import (
     StoreFullError,
 )
 from plasmastream._object_id import ObjectID
+from plasmastream._os_errors import reason_of
 from plasmastream.wire.plasma import MAX_INSPECTED, ErrorCode, InspectReply, InspectRequest, ObjectStatus
 
 if TYPE_CHECKING:
@@ -62,7 +64,9 @@ def wait_in_milliseconds(timeout: float | None) -> int:
 
 
 def no_store_answers(path: str, error: OSError) -> StoreConnectionError:
-    """The error for a socket at which nobody is."""
+    """The error for a socket at which nobody is, or which this process cannot reach."""
+    if error.errno == errno.EMFILE:
+        return StoreConnectionError(f"the store at {path} cannot be asked: {reason_of(error)}")
     reason = error.strerror or error
     return StoreConnectionError(f"no store answers at {path}: {reason}; start one there, or name another socket")
 

@@ -10,9 +10,11 @@ import attrs
 
 from plasmastream._client._connection import Connection
 from plasmastream._client._lease import FileSlice, Lease
-from plasmastream._client._socket import UnixSocket
+from plasmastream._client._socket import UnixSocket, close_descriptors
 from plasmastream._client._watched import WatchedMemory
+from plasmastream._errors import StoreError
 from plasmastream._object_id import ObjectID
+from plasmastream._os_errors import reason_of
 from plasmastream.wire.plasma import ObjectSpec, ReleaseRequest
 
 _ConnectionT = TypeVar("_ConnectionT", bound=Connection[UnixSocket])
@@ -27,16 +29,27 @@ class Mapping:
     def __init__(self, fd: int, length: int) -> None:
         self.fd = fd
         self._length = length
-        readable = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ)
+        try:
+            readable = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ)
+        except BaseException:
+            self.close()
+            raise
         self.readable = memoryview(readable)
         self.watched = WatchedMemory(readable)
         self._writable: memoryview | None = None
 
     @property
     def writable(self) -> memoryview:
-        """All of it, to be written."""
+        """All of it, to be written.
+
+        Raises:
+            StoreError: this process cannot map it once more.
+        """
         if self._writable is None:
-            self._writable = memoryview(mmap.mmap(self.fd, self._length, mmap.MAP_SHARED))
+            try:
+                self._writable = memoryview(mmap.mmap(self.fd, self._length, mmap.MAP_SHARED))
+            except OSError as error:
+                raise StoreError(f"the store's memory cannot be mapped for writing: {reason_of(error)}") from error
         return self._writable
 
     def close(self) -> None:
@@ -132,12 +145,20 @@ class Session(Generic[_ConnectionT]):
             self._on_unsent()
 
     def map(self, indices: Sequence[int], sizes: Sequence[int], descriptors: dict[int, int]) -> None:
-        """Map the segments that came with a reply; the descriptors are owned by this from now on."""
+        """Map the segments that came with a reply; the descriptors are owned by this from now on.
+
+        Raises:
+            StoreConnectionError: this process cannot map one. The store shows a segment once, so the connection ends.
+        """
         for index, size in zip(indices, sizes, strict=True):
             descriptor = descriptors.pop(index, None)
             if descriptor is not None:
                 # The advertised size has 8 bytes more than may be mapped: docs/plasma-ipc.md, "Descriptors".
-                self.mappings[index] = Mapping(descriptor, size - 8)
+                try:
+                    self.mappings[index] = Mapping(descriptor, size - 8)
+                except OSError as error:
+                    close_descriptors(descriptors.values())
+                    raise self.connection.fail(f"has memory that cannot be mapped: {reason_of(error)}") from error
 
     def close(self) -> None:
         """Close the connection; memory stays readable as long as somebody looks at it."""

@@ -4,6 +4,7 @@ A descriptor that was received is owned by whoever received it; one that is sent
 """
 
 import array
+import errno
 import os
 import socket
 from collections import deque
@@ -46,7 +47,7 @@ class UnixSocket:
         nbytes, ancillary, flags, _ = self._socket.recvmsg_into(
             [into], _ONE_DESCRIPTOR, socket.MSG_CMSG_CLOEXEC
         )
-        if not ancillary:
+        if not ancillary and not flags & socket.MSG_CTRUNC:
             return nbytes, []
         descriptors = array.array("i")
         for level, kind, payload in ancillary:
@@ -54,7 +55,10 @@ class UnixSocket:
                 descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
         if flags & socket.MSG_CTRUNC:
             close_descriptors(descriptors)
-            raise OSError("more descriptors arrived in one message than the protocol knows, or than fit this process")
+            # The kernel does not tell which of the two it was; with a full table, none of them has arrived.
+            if descriptors:
+                raise OSError(errno.EPROTO, "more descriptors arrived in one message than the protocol knows")
+            raise OSError(errno.EMFILE, "a descriptor that arrived was lost")
         return nbytes, list(descriptors)
 
     def queue(self, pieces: Iterable[Outgoing[int]]) -> None:

@@ -16,6 +16,7 @@ from plasmastream._errors import (
     StoreConnectionError,
     TransferError,
 )
+from plasmastream._os_errors import reason_of
 
 
 class ExitStatus(IntEnum):
@@ -104,7 +105,7 @@ def _conclude(program: str, raised: BaseException) -> int:
                 complain(program, cause)
                 return ExitStatus.FAILED
             case OSError():
-                complain(program, ": ".join(str(part) for part in (cause.filename, cause.strerror) if part) or cause)
+                complain(program, ": ".join(str(part) for part in (cause.filename, reason_of(cause)) if part))
                 return ExitStatus.FAILED
     raise raised  # a bug, which should be seen whole
 

@@ -302,11 +302,11 @@ def _plain(address: _Address) -> _Address:
 def _is_local(address: _Address) -> bool:
     """Whether an address is one of this machine's: it is when a socket can be bound to it."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((str(address), 0))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 

@@ -14,6 +14,7 @@ import anyio
 import anyio.lowlevel
 
 from plasmastream._errors import PeerError
+from plasmastream._os_errors import reason_of
 
 DEFAULT_PORT = 2021
 """The port of the first implementation."""
@@ -188,7 +189,7 @@ async def connect(host: str, port: int, *, timeout: float) -> TcpTransport:
             try:
                 return await _connect(socket.socket(family, kind, protocol), address)
             except OSError as error:
-                failure = f"no connection to {peer}: {error.strerror or error}"
+                failure = f"no connection to {peer}: {reason_of(error)}"
     raise PeerError(failure)
 
 

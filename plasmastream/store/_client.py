@@ -123,13 +123,15 @@ class StoreClient:
             # Nobody ran between the reply and here, so no get can have missed it.
             session.hold(object_id, spec)
 
-        unsealed = UnsealedObject(object_id, mapping.writable[spec.data_offset : middle], seal)
+        unsealed: UnsealedObject | None = None
         try:
+            unsealed = UnsealedObject(object_id, mapping.writable[spec.data_offset : middle], seal)
             mapping.writable[middle : middle + spec.metadata_size] = metadata
             yield unsealed
         finally:
-            unsealed.forget_data()
-            if unsealed.is_sealed:
+            if unsealed is not None:
+                unsealed.forget_data()
+            if unsealed is not None and unsealed.is_sealed:
                 session.give_back(object_id)
                 session.settle()
             else:

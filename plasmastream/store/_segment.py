@@ -24,6 +24,7 @@ from typing import Self
 
 from plasmastream._client import WatchedMemory
 from plasmastream._errors import StoreError, StoreFullError
+from plasmastream._os_errors import reason_of
 
 PAGE_SIZE = mmap.PAGESIZE
 
@@ -134,7 +135,8 @@ class Segment:
             return mmap.mmap(self.fd, self.length)
         except (OSError, OverflowError) as error:
             what = "of huge pages" if self.has_huge_pages else "of address space"
-            raise StoreFullError(f"{self.length:,} bytes {what} were refused: {error}") from error
+            reason = reason_of(error) if isinstance(error, OSError) else error
+            raise StoreFullError(f"{self.length:,} bytes {what} were refused: {reason}") from error
 
     def reserve(self, offset: int, nbytes: int) -> None:
         """Give pages to `nbytes` bytes from `offset` on, both multiples of the page size.
@@ -143,7 +145,13 @@ class Segment:
             StoreFullError: the machine or the directory has not so much left; nothing was reserved.
         """
         self._check_directory(nbytes)
-        available = available_memory()
+        try:
+            available = available_memory()
+        except OSError as error:  # the store may have no descriptor left to look
+            raise StoreFullError(
+                f"{nbytes:,} bytes of shared memory were asked for, and what this machine has left cannot be found "
+                f"out: {reason_of(error)}"
+            ) from error
         if nbytes > available - _HEADROOM and not (self._is_on_disk or self.has_huge_pages):
             raise StoreFullError(
                 f"{nbytes:,} bytes of shared memory were asked for, and this machine has {available:,} left; "

@@ -25,6 +25,7 @@ from plasmastream._errors import (
 )
 from plasmastream._listening import accept_connections
 from plasmastream._object_id import ObjectID
+from plasmastream._os_errors import reason_of
 from plasmastream.store._access import Access, Gate, peer_of
 from plasmastream.store._core import MustSpillError, PendingGet, StoreCore
 from plasmastream.store._debug import debug_string
@@ -88,7 +89,7 @@ _New: TypeAlias = tuple[ObjectID, bytes | bytearray | memoryview, bytes | bytear
 _SEGMENT = 1
 
 _MANY = 1000  # objects, from which on a request is a long one
-_READS_PER_CHECKPOINT = 32
+_STEPS_PER_CHECKPOINT = 32
 _HANG_UP_POLL = 0.5
 
 
@@ -199,7 +200,6 @@ class _Session:
         self._wire: ServerConnection[int] = ServerConnection(max_body_size=limits.largest_body(core.capacity))
         self._transport = UnixTransport(sock)
         self._segments = {_SEGMENT: core.heap.segment.fd}
-        self._reads = 0
         self._hung_up = False
         self._nursery = nursery
         self._subscription: Subscription | None = None
@@ -220,7 +220,7 @@ class _Session:
                 self._limits.reply_timeout,
             )
         except OSError as error:
-            _log.info("%s is gone: %s", self._client.name, error.strerror or error)
+            _log.info("%s is gone: %s", self._client.name, reason_of(error))
         finally:
             try:
                 await self._turns.each(self._let_go, list(self._client.held))
@@ -232,7 +232,11 @@ class _Session:
                 self._transport.close()
 
     async def _converse(self) -> None:
+        steps = 0
         while not self._hung_up:
+            steps += 1
+            if steps % _STEPS_PER_CHECKPOINT == 0:  # one read may bring a thousand requests
+                await trio.lowlevel.checkpoint()  # a client that is always ready must not keep the others waiting
             if self._wire.has_long_frame:
                 event = await self._turns.aside(self._wire.next_event)
             else:
@@ -299,9 +303,6 @@ class _Session:
         self._nursery.start_soon(self._subscription.run)
 
     async def _read(self) -> None:
-        self._reads += 1
-        if self._reads % _READS_PER_CHECKPOINT == 0:
-            await trio.lowlevel.checkpoint()  # a client that is always ready must not keep the others waiting
         nbytes, descriptors = await self._receive()
         if nbytes:
             self._wire.advance(nbytes, descriptors)

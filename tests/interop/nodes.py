@@ -13,7 +13,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,17 +48,43 @@ def wait_until(condition: Callable[[], object], within: float, what: str) -> Non
         time.sleep(0.005)
 
 
-class StoreProcess(_Process):
-    """`plasmastream store`: our store alone, at `socket_path` with `memory` bytes."""
+class InThread:
+    """A call that blocks, in a thread; `outcome` is its result, or what it raised."""
 
-    def __init__(self, socket_path: str | Path, memory: int) -> None:
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.outcome: Any = None
+        self._call = function, args
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        function, args = self._call
+        try:
+            self.outcome = function(*args)
+        except BaseException as error:
+            self.outcome = error
+
+    def ended(self) -> bool:
+        """Whether it has returned or raised."""
+        return not self._thread.is_alive()
+
+
+class StoreProcess(_Process):
+    """`plasmastream store`: our store alone, at `socket_path` with `memory` bytes.
+
+    `arguments` are further options; `within` is a command that runs the store's own, which follows it.
+    """
+
+    def __init__(
+        self, socket_path: str | Path, memory: int, arguments: Sequence[str] = (), within: Sequence[str] = ()
+    ) -> None:
         self.socket_path = str(socket_path)
-        options = ["--plasma-socket", self.socket_path, "--memory", str(memory)]
+        options = ["--plasma-socket", self.socket_path, "--memory", str(memory), *arguments]
         if _has_command("store"):
             command = [sys.executable, "-u", "-m", "plasmastream", "store", *options]
         else:
             command = [sys.executable, "-u", str(_MAIN), "--store-only", *options]
-        super().__init__("our store", command)
+        super().__init__("our store", [*within, *command])
         _await_ready(self, lambda: answers(socket.AF_UNIX, self.socket_path))
 
 

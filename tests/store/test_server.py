@@ -504,3 +504,31 @@ async def test_short_sends_go_on_where_they_stopped_and_a_descriptor_goes_once()
         transport.close()
         transport.close()
         assert transport.fileno() == -1
+
+
+async def test_whoever_sends_many_requests_at_once_lets_others_run_in_between(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one read has brought, a thousand small requests, is no reason to keep another client waiting."""
+    steps = [0]
+
+    class Steps(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            steps.append(0)
+
+    async with conversation(path) as (client, store):
+        await wait_all_tasks_blocked()
+        find = store.core.table.find_sealed
+
+        def counted(object_id: ObjectID) -> object:
+            steps[-1] += 1
+            return find(object_id)
+
+        monkeypatch.setattr(store.core.table, "find_sealed", counted)
+        instrument = Steps()
+        trio.lowlevel.add_instrument(instrument)
+        client.send_bytes(500 * encode(ContainsRequest(A)))
+        await wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(instrument)
+    assert sum(steps) == 500
+    assert max(steps) <= 32
