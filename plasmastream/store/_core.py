@@ -104,8 +104,7 @@ class StoreCore:
         self.heap = Heap(capacity, max_objects, directory=directory, huge_pages=huge_pages)
         self.evictions = 0
         self.evicted_bytes = 0
-        self.spill_error: str | None = None
-        """Why nothing can be spilled now."""
+        self._spill_error: str | None = None
         self.wanted: dict[ObjectID, None] = {}
         """Objects on disk that somebody waits for."""
         self.on_spill_work: Callable[[], None] = _nothing
@@ -120,6 +119,18 @@ class StoreCore:
     def capacity(self) -> int:
         """Bytes of data and metadata that all objects together may have."""
         return self.table.capacity
+
+    @property
+    def spill_error(self) -> str | None:
+        """Why nothing can be spilled now."""
+        return self._spill_error
+
+    @spill_error.setter
+    def spill_error(self, why: str | None) -> None:
+        self._spill_error = why
+        self.table.keeps_unsaved = why is not None
+        if why is None:
+            self._tell_room_watchers()
 
     # Writing
 
@@ -423,7 +434,12 @@ class StoreCore:
                 pending.on_ready()
 
     def _make_room(self, client: Client, size: int, *, evict: bool) -> None:
-        eviction = self.table.plan_room(client, size, evict=evict)
+        try:
+            eviction = self.table.plan_room(client, size, evict=evict)
+        except StoreFullError as error:
+            if self.spill_error is None:
+                raise
+            raise StoreFullError(f"{error}; what is in memory alone must stay there: {self.spill_error}") from None
         victims = eviction.victims
         self._check_saved(victims)
         self.table.begin(eviction)
@@ -445,7 +461,7 @@ class StoreCore:
             return
         unsaved = [entry for entry in victims if entry.record is None]
         if unsaved and self.spill_error is not None:
-            raise StoreFullError(f"what is in memory must stay there: {self.spill_error}")
+            raise StoreFullError(f"what is in memory alone must stay there: {self.spill_error}")
         if unsaved:
             raise MustSpillError(unsaved)
 

@@ -1,6 +1,6 @@
 """Which object goes first when room is needed: the one that nobody has used for longest."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from plasmastream._object_id import ObjectID
 
@@ -20,7 +20,7 @@ class LRUQueue:
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def __contains__(self, object_id: ObjectID) -> bool:
+    def __contains__(self, object_id: object) -> bool:
         return object_id in self._sizes
 
     def __iter__(self) -> Iterator[ObjectID]:
@@ -41,8 +41,8 @@ class LRUQueue:
         if size is not None:
             self._sizes[object_id] = size
 
-    def oldest(self, nbytes: int) -> list[ObjectID]:
-        """The oldest objects whose sizes reach `nbytes` in sum, or all where they do not; empty for 0.
+    def oldest(self, nbytes: int, but: Container[ObjectID] = ()) -> list[ObjectID]:
+        """The oldest objects, `but` some, whose sizes reach `nbytes` in sum, or all where they do not; empty for 0.
 
         Objects of size 0 that are met on the way are among them.
         """
@@ -51,6 +51,8 @@ class LRUQueue:
         for object_id, size in self._sizes.items():
             if total >= nbytes:
                 break
+            if object_id in but:
+                continue
             chosen.append(object_id)
             total += size
         return chosen

@@ -159,15 +159,20 @@ class SpillDirectory:
         """Write objects, each a contiguous view of data and metadata, to where room is reserved.
 
         Returns:
-            Their records, with checksums.
+            The records, with checksums, of those that were written: the first ones, where not all could be.
 
         Raises:
-            OSError: they could not all be written; then none was.
+            OSError: none could be.
         """
         self.flush()  # before anything takes the place of what is gone
         written: list[Record] = []
         for record, content in objects:
-            _write_all(self._objects, content, record.offset)
+            try:
+                _write_all(self._objects, content, record.offset)
+            except OSError:
+                if not written:
+                    raise
+                break
             written.append(attrs.evolve(record, checksum=xxh3_64_intdigest(content)))
         self._append([_entry(_WRITTEN, record) for record in written])
         self._live.update((record.object_id, record) for record in written)

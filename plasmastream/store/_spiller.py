@@ -114,7 +114,7 @@ class Spiller:
         try:
             await anyio.to_thread.run_sync(self._directory.flush)
             for batch in _batches(entries):
-                if core.spill_error is None:
+                while core.spill_error is None and any(core.can_be_saved(entry) for entry in batch):
                     await self._write_batch(batch)
         except (OSError, StoreFullError) as error:
             reason = error.strerror if isinstance(error, OSError) else error

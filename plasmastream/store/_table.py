@@ -129,6 +129,8 @@ class ObjectTable:
         self.idle = LRUQueue()
         self.unsaved = LRUQueue()
         """Those of the idle objects that are not on disk, where the store spills."""
+        self.keeps_unsaved = False
+        """Whether these must stay, for the disk takes nothing."""
         self.quotas: dict[Client, Quota] = {}
         self._entries: dict[ObjectID, Entry] = {}
         self._entered = 0
@@ -293,8 +295,14 @@ class ObjectTable:
         return ErrorCode.OK, self.remove(entry)
 
     def evictable(self, nbytes: int) -> list[Entry]:
-        """The oldest idle entries that reach `nbytes` in sum; nothing is changed yet."""
-        return [self._entries[object_id] for object_id in self.idle.oldest(nbytes)]
+        """The oldest idle entries that may go and reach `nbytes` in sum; nothing is changed yet."""
+        chosen = self.idle.oldest(nbytes, self.unsaved) if self.keeps_unsaved else self.idle.oldest(nbytes)
+        return [self._entries[object_id] for object_id in chosen]
+
+    @property
+    def evictable_bytes(self) -> int:
+        """Bytes of all idle entries that may go."""
+        return self.idle.nbytes - (self.unsaved.nbytes if self.keeps_unsaved else 0)
 
     def disconnect(self, client: Client, now: float) -> list[Entry]:
         """Let everything go that a client held; what it left unsealed, and what waited for it, is removed.
@@ -418,7 +426,7 @@ class ObjectTable:
             return []
         if size > self.capacity:
             raise StoreFullError(f"{size:,} bytes are more than the store's capacity of {self.capacity:,}")
-        if not evict or self.idle.nbytes < needed or not self.idle or (crowded and self.spills):
+        if not evict or self.evictable_bytes < needed or not self.idle or (crowded and self.spills):
             if crowded:
                 raise StoreFullError(f"the store holds {len(self._entries):,} objects, its limit")
             raise StoreFullError(

@@ -34,8 +34,8 @@ from tests.wire.plasma.samples import CAPTURED, DIGEST, ONE_OF_EACH
 IDS: Final = [ObjectID.from_name(f"fuzz-{i}") for i in range(8)]
 """The objects that inputs talk about: few, so that inputs meet each other's."""
 
-CODES: Final = [bytes([message.type]) + encode_body(message) for message in (*ONE_OF_EACH, *CAPTURED)]
-"""Bodies, each behind a byte that says its type."""
+CODES: Final = [message.type.to_bytes(2, "little") + encode_body(message) for message in (*ONE_OF_EACH, *CAPTURED)]
+"""Bodies, each behind two bytes that say its type."""
 
 FRAMES: Final = [encode(message) for message in (*ONE_OF_EACH, *CAPTURED)]
 """Messages of both directions, as frames."""

@@ -93,10 +93,8 @@ def seeds() -> Iterator[bytes]:
 
 
 def _decode(how: int, choice: int, data: bytes) -> None:
-    if not data:
-        return
     try:
-        message = plasma.decode(data[0], data[1:])
+        message = plasma.decode(int.from_bytes(data[:2], "little"), data[2:])
     except RemoteProtocolError:
         return
     _check_writing(message)

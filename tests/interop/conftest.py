@@ -45,9 +45,9 @@ def node(request: pytest.FixtureRequest) -> Iterator[NodeFactory]:
         ) -> Node:
             if isinstance(store, int):
                 path, memory = str(stack.enter_context(short_directory()) / "plasma"), store
-                started = Node(path, memory, port=port, max_connections=max_connections, **timeouts)
+                started = Node(path, memory, port=port, max_connections=max_connections, **timeouts)  # type: ignore[arg-type]
             else:
-                started = Node(store.socket_path, None, port=port, max_connections=max_connections, **timeouts)
+                started = Node(store.socket_path, None, port=port, max_connections=max_connections, **timeouts)  # type: ignore[arg-type]
             request.node.stash.setdefault(_STARTED, []).append(started)
             return stack.enter_context(started)
 

@@ -91,7 +91,8 @@ class StoreProcess(_Process):
 class Node(_Process):
     """`plasmastream serve`: a peer server, beside the store at `socket_path` or with one of `memory` bytes there.
 
-    `timeouts` are options of `node_main.py`, which is started instead where they are given.
+    `arguments` are further options. `timeouts` are those of `node_main.py`, which is started instead where they are
+    given.
     """
 
     def __init__(
@@ -101,11 +102,13 @@ class Node(_Process):
         *,
         port: int = 0,
         max_connections: int = 128,
+        arguments: Sequence[str] = (),
         **timeouts: float,
     ) -> None:
         self.socket_path = str(socket_path)
         options = ["--plasma-socket", self.socket_path, "--port", str(port), "--max-connections", str(max_connections)]
         options += ["--external-store"] if memory is None else ["--memory", str(memory)]
+        options += arguments
         if _has_command("serve") and not timeouts:
             command = [sys.executable, "-u", "-m", "plasmastream", "serve", *options]
         else:
