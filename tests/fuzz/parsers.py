@@ -141,13 +141,18 @@ def _store_server(how: int, choice: int, data: bytes) -> None:
 def _store_client(how: int, choice: int, data: bytes) -> None:
     def read(how: int) -> list[object]:
         connection: plasma.ClientConnection[int] = plasma.ClientConnection(_BODY_LIMIT)
+        connection._extensions = plasma.Extension.INSPECT  # until a reply says otherwise
         position = choice
 
         def ask() -> None:
             nonlocal position
-            connection.send(samples.CONVERSATIONS[position % len(samples.CONVERSATIONS)][0])
-            connection.data_to_send()
+            request = samples.CONVERSATIONS[position % len(samples.CONVERSATIONS)][0]
             position += 1
+            if connection.is_understood(request):
+                connection.send(request)
+                connection.data_to_send()
+            else:
+                ask()
 
         def act(event: object) -> object:
             assert isinstance(event, plasma.Reply)
