@@ -78,6 +78,23 @@ def test_the_external_store_of_the_plasma_command(socket_directory: Path, apache
         assert not objects.parent.exists()
 
 
+def test_an_object_without_room_to_come_back(
+    socket_directory: Path, tmp_path: Path, apache_client: ClientFactory
+) -> None:
+    """It counts as missing for as long as others have all memory in use; who waits gets it when there is room."""
+    path = socket_directory / "plasma"
+    with store_at(path, tmp_path):
+        holder, reader = apache_client(path), apache_client(path)
+        holder.create_and_seal(name("spilled"), content(name("spilled")), b"metadata")
+        assert holder.evict(CAPACITY) == SIZE + 8
+        holder.create(name("in use"), CAPACITY)
+        assert reader.get([name("spilled")], 0) == [None]
+        assert reader.get([name("spilled")], 50) == [None]
+        waiting = reader.start("get", [name("spilled")], -1)
+        holder.abort(name("in use"))
+        assert waiting.result(20) == [(content(name("spilled")), b"metadata")]
+
+
 def test_a_later_store_has_what_an_earlier_one_kept(socket_directory: Path, tmp_path: Path) -> None:
     path = socket_directory / "plasma"
     ids = [name(number) for number in range(25)]
