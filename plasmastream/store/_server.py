@@ -8,9 +8,7 @@ connection ends with a line in the log, and what it held is let go. The rules ar
 import logging
 import os
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import TypeAlias, TypeVar
 
@@ -32,6 +30,7 @@ from plasmastream.store._debug import debug_string
 from plasmastream.store._embedded import describe
 from plasmastream.store._inspect import inspect_page, process_at
 from plasmastream.store._limits import DEFAULT_MAX_CONNECTIONS, ConnectionLimits
+from plasmastream.store._socket_file import listening
 from plasmastream.store._spiller import Spiller
 from plasmastream.store._subscription import ENTRIES_PER_MESSAGE, Subscription
 from plasmastream.store._table import Client, Entry
@@ -119,60 +118,15 @@ async def serve_store(
     Raises:
         StoreError: a store is already at `path`, or the socket cannot be made there, or not with this access.
     """
-    listener, gate = _listen(path, access or Access())
-    identity = os.stat(path)
     limits, turns = limits or ConnectionLimits(), Turns()
+    with listening(path, access or Access()) as (listener, gate):
 
-    async def serve(sock: socket.socket) -> None:
-        await _Session(core, sock, gate, limits, turns, spiller, nursery).run()
+        async def serve(sock: socket.socket) -> None:
+            await _Session(core, sock, gate, limits, turns, spiller, nursery).run()
 
-    try:
         async with trio.open_nursery() as nursery:
             task_status.started()
             await accept_connections(listener, serve, nursery, max_connections)
-    finally:
-        listener.close()
-        with suppress(OSError):  # somebody may have put another socket there
-            if os.path.samestat(identity, os.stat(path)):
-                os.unlink(path)
-
-
-def _listen(path: str, access: Access) -> tuple[socket.socket, Gate]:
-    with suppress(OSError):
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            if _answers(path):
-                raise StoreError(f"a store is already being served at {path}")
-            os.unlink(path)
-        else:
-            raise StoreError(f"the store's socket cannot be made at {path}: something that is no socket is there")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.setblocking(False)
-        listener.bind(path)
-        try:
-            gate = access.apply(path)  # before listen, so that nobody else gets in meanwhile
-            listener.listen(1024)
-        except BaseException:
-            os.unlink(path)
-            raise
-    except BaseException as error:
-        listener.close()
-        if isinstance(error, OSError):
-            raise StoreError(f"the store's socket cannot be made at {path}: {error.strerror or error}") from error
-        raise
-    return listener, gate
-
-
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except BlockingIOError:
-            return True  # its queue is full, so somebody is there
-        except OSError:
-            return False
-        return True
 
 
 class _Session:
