@@ -27,7 +27,7 @@ IO_LIBRARY = {
     "pathlib", "select", "selectors", "shutil", "signal", "socket", "socketserver", "ssl", "subprocess",
     "tempfile", "threading", "time", "urllib",
 }  # fmt: skip
-PURE_STORE_MODULES = {f"plasmastream.store.{name}" for name in ("_allocator", "_table", "_eviction")}
+PURE_STORE_MODULES = {f"plasmastream.store.{name}" for name in ("_allocator", "_table", "_eviction", "_quota", "_record")}
 OBJECT_STORE = "plasmastream.store._object_store"
 
 

@@ -16,7 +16,8 @@ import attrs
 from plasmastream._errors import StoreFullError
 from plasmastream._object_id import ObjectID
 from plasmastream.store._heap import Heap
-from plasmastream.store._spill import Record, SpillDirectory
+from plasmastream.store._record import Record
+from plasmastream.store._spill import SpillDirectory
 from plasmastream.store._table import Client, Entry, ObjectTable
 from plasmastream.wire.plasma import ErrorCode
 

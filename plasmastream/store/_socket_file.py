@@ -1,4 +1,4 @@
-"""The socket file of a store: made for whom it is meant, never taken from a store that lives, and removed in the end."""
+"""The socket file of a store: made for whom it is meant, not taken from a store that lives, and removed in the end."""
 
 import os
 import socket

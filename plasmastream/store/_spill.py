@@ -26,6 +26,7 @@ from xxhash import xxh3_64_intdigest
 from plasmastream._errors import StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
 from plasmastream.store._allocator import ALIGNMENT, Allocator, block_size
+from plasmastream.store._record import Record
 from plasmastream.store._segment import PAGE_SIZE
 
 _log = logging.getLogger(__name__)
@@ -42,26 +43,6 @@ _LARGEST_CALL = 1 << 30
 
 _FALLOC_PUNCH_HOLE_KEEP_SIZE = 0x03
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-@attrs.frozen
-class Record:
-    """Where an object lies on disk, and what it was when it left memory; sizes and the offset in bytes."""
-
-    object_id: ObjectID
-    offset: int
-    data_size: int
-    metadata_size: int
-    created_at: float
-    sealed_at: float
-    digest: bytes
-    checksum: int = 0
-    """XXH3-64 of data and metadata."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of data and metadata."""
-        return self.data_size + self.metadata_size
 
 
 class DamagedError(StoreError):

@@ -21,7 +21,8 @@ from anyio.abc import TaskStatus
 from plasmastream._errors import StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
 from plasmastream.store._core import MustSpillError, StoreCore
-from plasmastream.store._spill import DamagedError, Record, SpillDirectory
+from plasmastream.store._record import Record
+from plasmastream.store._spill import DamagedError, SpillDirectory
 from plasmastream.store._table import Entry
 
 _log = logging.getLogger(__name__)

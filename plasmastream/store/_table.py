@@ -18,7 +18,7 @@ from plasmastream._errors import ObjectExistsError, ObjectNotFoundError, StoreFu
 from plasmastream._object_id import ObjectID
 from plasmastream.store._eviction import LRUQueue
 from plasmastream.store._quota import GLOBAL_SHARE, Quota
-from plasmastream.store._spill import Record
+from plasmastream.store._record import Record
 from plasmastream.wire.plasma import ErrorCode
 
 ANONYMOUS = "anonymous_client"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from plasmastream import ObjectID, StoreError, StoreFullError
-from plasmastream.store._spill import DamagedError, Record, SpillDirectory
+from plasmastream.store._record import Record
+from plasmastream.store._spill import DamagedError, SpillDirectory
 from tests.store.helpers import name, names
 
 A, B, C = names(3)
