@@ -135,7 +135,8 @@ def test_a_started_get_waits_for_the_object(apache_store: StoreFactory, apache_c
 def test_a_hung_client_is_killed_with_a_clear_message(
     apache_store: StoreFactory, apache_client: ClientFactory
 ) -> None:
-    client = apache_client(apache_store().socket_path, timeout=0.2)
+    client = apache_client(apache_store().socket_path)
+    client.timeout = 0.2
     with pytest.raises(HarnessError, match=r"has not finished 'get' after 0.2 s, and was killed"):
         client.get([A], timeout_ms=-1)
     assert client.exit_status == -signal.SIGKILL

@@ -27,7 +27,8 @@ IO_LIBRARY = {
     "pathlib", "select", "selectors", "shutil", "signal", "socket", "socketserver", "ssl", "subprocess",
     "tempfile", "threading", "time", "urllib",
 }  # fmt: skip
-PURE_STORE_MODULES = {f"plasmastream.store.{name}" for name in ("_allocator", "_table", "_eviction", "_quota", "_record")}
+_PURE = ("_allocator", "_eviction", "_quota", "_record", "_table")
+PURE_STORE_MODULES = {f"plasmastream.store.{name}" for name in _PURE}
 OBJECT_STORE = "plasmastream.store._object_store"
 
 

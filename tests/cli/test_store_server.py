@@ -181,7 +181,7 @@ def test_only_its_user_may_connect(socket_directory: Path) -> None:
         assert "Permission" in connect(65534)
         path.chmod(0o666)
         assert connect(65534) == "0"
-        assert connect(0) == "48"
+        assert int(connect(0)) > 0
         assert "of user 65534 may not use this store" in store.err
         end(store)
 

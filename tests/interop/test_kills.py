@@ -161,9 +161,10 @@ def segments(pid: int) -> set[tuple[int, int]]:
     """Device and inode of the files in a process that hold the memory of a store."""
     found = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        state = entry.stat()
-        if state.st_size >= CAPACITY:
-            found.add((state.st_dev, state.st_ino))
+        with contextlib.suppress(FileNotFoundError):  # some come and go
+            state = entry.stat()
+            if state.st_size >= CAPACITY:
+                found.add((state.st_dev, state.st_ino))
     return found
 
 

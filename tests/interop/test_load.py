@@ -91,7 +91,7 @@ def test_a_thousand_clients_hardly_delay_the_others() -> None:
         clients = [
             stack.enter_context(blocking.open_store(process.socket_path)) for process in (quiet, crowded)
         ]
-        wait_until(lambda: descriptor_count(crowded.pid) >= before + CLIENTS + 1, 20, "all of them are connected")
+        wait_until(lambda: descriptor_count(crowded.pid) > CLIENTS, 60, "all of them are connected")
         wait_until(crowd.deaf_are_stuck, 20, "the deaf ones have asked all they can")
         for client in clients:
             client.put(b"data" * 100, object_id=SHARED)
@@ -113,11 +113,9 @@ def test_a_thousand_clients_hardly_delay_the_others() -> None:
 
 
 def test_sigterm_among_a_thousand_clients() -> None:
-    with store() as process:
-        before = descriptor_count(process.pid)
-        with Crowd.connect(process.socket_path, **CROWD) as crowd:
-            wait_until(lambda: descriptor_count(process.pid) >= before + CLIENTS, 20, "all of them are connected")
-            wait_until(crowd.deaf_are_stuck, 20, "the deaf ones have asked all they can")
-            begin = time.monotonic()
-            assert process.terminate(timeout=5) == 0
-            print(f"ended after {time.monotonic() - begin:.2f} s")
+    with store() as process, Crowd.connect(process.socket_path, **CROWD) as crowd:
+        wait_until(lambda: descriptor_count(process.pid) > CLIENTS, 60, "all of them are connected")
+        wait_until(crowd.deaf_are_stuck, 20, "the deaf ones have asked all they can")
+        begin = time.monotonic()
+        assert process.terminate(timeout=5) == 0
+        print(f"ended after {time.monotonic() - begin:.2f} s")
