@@ -5,7 +5,9 @@ neither allocating nor freeing depends on how many blocks there are (two-level s
 Crespo, Real, "TLSF: a new dynamic memory allocator for real-time systems", ECRTS 2004). Two dictionaries find
 the free neighbours of a freed block by its edges, so that free space coalesces at once.
 
-Within a bin the block freed last is handed out first: its pages are the warmest.
+Within a bin the block freed last is handed out first: its pages are the warmest. `changed` names the free blocks that
+`take_changed` has not handed out yet as they are now, so that whoever cares about free space need not look at all of
+it again and again.
 """
 
 ALIGNMENT = 64
@@ -30,13 +32,14 @@ def _bin_of(size: int) -> int:
 
 
 class Allocator:
-    """Free space between 0 and `top`, in bytes; `top` moves by `grow` and `trim`."""
+    """Free space between 0 and `top`, in bytes; `grow` and `take` move `top`."""
 
-    __slots__ = ("_bins", "_bitmap", "_end_to_start", "_start_to_size", "free_bytes", "top")
+    __slots__ = ("_bins", "_bitmap", "_end_to_start", "_start_to_size", "changed", "free_bytes", "top")
 
     def __init__(self) -> None:
         self.top = 0
         self.free_bytes = 0
+        self.changed: set[int] = set()
         self._bins: dict[int, dict[int, int]] = {}
         self._bitmap = 0
         self._start_to_size: dict[int, int] = {}
@@ -93,14 +96,12 @@ class Allocator:
         """Add `size` bytes at the top that are in use from the start."""
         self.top += size
 
-    def trim(self, size: int) -> None:
-        """Take `size` bytes, no more than `tail`, of free space away from the top."""
-        start = self._end_to_start[self.top]
-        tail = self.top - start
-        self._remove(start, tail)
-        self.top -= size
-        if tail > size:
-            self._insert(start, tail - size)
+    def take_changed(self) -> tuple[int, int] | None:
+        """One of the free blocks that `changed` names, which is then no longer among them: its start and size."""
+        if not self.changed:
+            return None
+        start = self.changed.pop()
+        return start, self._start_to_size[start]
 
     def _find(self, size: int) -> tuple[int, int] | None:
         own = _bin_of(size)
@@ -129,6 +130,7 @@ class Allocator:
         self._start_to_size[start] = size
         self._end_to_start[start + size] = start
         self.free_bytes += size
+        self.changed.add(start)
 
     def _remove(self, start: int, size: int) -> None:
         bin_ = _bin_of(size)
@@ -139,3 +141,4 @@ class Allocator:
         del self._start_to_size[start]
         del self._end_to_start[start + size]
         self.free_bytes -= size
+        self.changed.discard(start)

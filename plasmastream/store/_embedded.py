@@ -173,6 +173,7 @@ class EmbeddedStore:
         done = 0
         while done < heap.home:
             step = await anyio.to_thread.run_sync(heap.segment.prefault, done, heap.home - done)
+            heap.prefaulted(done, step)
             if not step:
                 return
             done += step

@@ -1,17 +1,26 @@
 """Blocks of shared memory: the allocator's arithmetic on a segment's pages.
 
-The pages form a prefix of the segment, like the heap of a process. `home` bytes of it are reserved when the heap
-is made and stay. Where rounding and fragmentation leave no hole although the bytes that are charged would still
-fit, the heap grows beyond home, and shrinks again as soon as its end is free: the capacity that was promised
-holds to the byte, and memory beyond it is used only while there is no other way. Huge pages cannot grow, so there
-rounding and fragmentation take their share of home.
+Addresses are plentiful: the allocator has several times the capacity of them, so that a block that cannot be moved
+need never be in the way of another. Pages are rationed. `home` bytes of them are reserved when the heap is made, at
+the beginning of the segment. Where fragmentation leaves no hole among those, a block goes to where no pages are, and
+they move there: as many are given back from blocks that are free, where nobody misses them. So the heap keeps its
+`home` bytes from start to end, and takes more only
+
+- up to `slack` bytes, so that what is full to the brim need not move pages for every block; and
+- where pages in use alone are more than that: a page with a single byte in use is one. Between two blocks in use, or
+  at either end, less than two pages are lost that way.
+
+Huge pages cannot move: there, rounding and fragmentation take their share of home.
 """
 
 from plasmastream._errors import StoreFullError
 from plasmastream.store._allocator import ALIGNMENT, Allocator, block_size
-from plasmastream.store._segment import PAGE_SIZE, Segment, round_to_pages
+from plasmastream.store._segment import Segment, round_to_pages
 
-_FRAGMENTATION_ROOM = 4
+_FRAGMENTATION_ROOM = 8
+_SLACK_SHARE = 64
+
+_DRY, _WET = 0, 1
 
 
 class Heap:
@@ -32,13 +41,27 @@ class Heap:
         addresses = (_FRAGMENTATION_ROOM - 1) * round_to_pages(capacity) + ALIGNMENT * max_objects
         self.segment = Segment(capacity, addresses=addresses, directory=directory, huge_pages=huge_pages)
         self.home = self.segment.home
+        self._page_size = self.segment.page_size
+        self.slack = self.home // _SLACK_SHARE // self._page_size * self._page_size
+        self._most = self.home + self.slack
         self.allocator = Allocator()
         try:
             self.segment.reserve(0, self.home)
         except BaseException:
             self.segment.close()
             raise
-        self.allocator.grow(self.home)
+        self.allocator.grow(self.segment.length)
+        # One byte for each page: whether it is reserved. What lies beyond the last of them was never looked at.
+        self._pages = bytearray(self.segment.length // self._page_size)
+        self._last_wet = self.home // self._page_size
+        self._pages[: self._last_wet] = bytes([_WET]) * self._last_wet
+        self._wet_until = self.home
+        """No page below this offset is dry."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all blocks in use."""
+        return self.allocator.top - self.allocator.free_bytes
 
     def allocate(self, nbytes: int) -> int:
         """Take a block for `nbytes` bytes; an empty block has no memory, and the offset 0.
@@ -47,16 +70,20 @@ class Heap:
             Its offset in the segment.
 
         Raises:
-            StoreFullError: there is no hole of this size, and no memory to grow by.
+            StoreFullError: there is no hole of this size, or there are not enough pages for it.
         """
         size = block_size(nbytes)
         if not size:
             return 0
         offset = self.allocator.allocate(size)
         if offset is None:
-            self._grow(size)
-            offset = self.allocator.allocate(size)
-            assert offset is not None, "the heap has just grown by what was missing"
+            raise StoreFullError("the store's memory is too fragmented: its address space is used up")
+        if offset + size > self._wet_until:
+            try:
+                self._reserve(offset // self._page_size, -(-(offset + size) // self._page_size))
+            except BaseException:
+                self.allocator.free(offset, size)
+                raise
         return offset
 
     def free(self, offset: int, nbytes: int) -> None:
@@ -65,24 +92,78 @@ class Heap:
         if not size:
             return
         self.allocator.free(offset, size)
-        surplus = self.allocator.top - self.home
-        if surplus:
-            surplus = min(surplus, self.allocator.tail // PAGE_SIZE * PAGE_SIZE)
-            if surplus:
-                self.allocator.trim(surplus)
-                self.segment.give_back(self.allocator.top, surplus)
+        if self.segment.reserved > self._most:
+            self._give_back(self.segment.reserved - self._most)
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """A writable view of `nbytes` bytes at `offset`."""
         return self.segment.view[offset : offset + nbytes]
 
+    def prefaulted(self, offset: int, nbytes: int) -> None:
+        """A thread has touched these pages: let those go that were not reserved, or not any more."""
+        pages = self._runs(_DRY, offset // self._page_size, (offset + nbytes) // self._page_size)
+        for first, last in pages:
+            self.segment.punch(first * self._page_size, (last - first) * self._page_size)
+
     def close(self) -> None:
         """Let the memory go."""
         self.segment.close()
 
-    def _grow(self, size: int) -> None:
-        missing = round_to_pages(size - self.allocator.tail)
-        if self.allocator.top + missing > self.segment.length:
-            raise StoreFullError("the store's memory is too fragmented: its address space is used up")
-        self.segment.reserve(self.allocator.top, missing)
-        self.allocator.grow(missing)
+    def _reserve(self, first: int, last: int) -> None:
+        """See that none of these pages is dry."""
+        runs = self._runs(_DRY, first, last)
+        missing = sum(end - start for start, end in runs) * self._page_size
+        promised = max(self.segment.reserved, self.home)
+        self._give_back(self.segment.reserved + missing - self._most)
+        try:
+            self._reserve_runs(runs, promised)
+        except StoreFullError:
+            # The machine has nothing to spare for the slack. What is ours can still move.
+            self._give_back(self.segment.reserved + missing - promised)
+            self._reserve_runs(runs, promised)
+        self._last_wet = max(self._last_wet, last)
+        dry = self._pages.find(_DRY, self._wet_until // self._page_size)
+        self._wet_until = dry * self._page_size if dry >= 0 else self.segment.length
+
+    def _reserve_runs(self, runs: list[tuple[int, int]], promised: int) -> None:
+        done = 0
+        try:
+            for first, last in runs:
+                nbytes = (last - first) * self._page_size
+                self.segment.reserve(
+                    first * self._page_size, nbytes, replacing=max(0, promised - self.segment.reserved)
+                )
+                self._pages[first:last] = bytes([_WET]) * (last - first)
+                done += 1
+        except BaseException:
+            for first, last in runs[:done]:
+                self._dry(first, last)
+            raise
+
+    def _give_back(self, nbytes: int) -> None:
+        """Give back so many bytes in whole pages, or all that free blocks have."""
+        while nbytes > 0 and (found := self.allocator.take_changed()):
+            start, size = found
+            first, last = -(-start // self._page_size), min((start + size) // self._page_size, self._last_wet)
+            while nbytes > 0 and (end := self._pages.rfind(_WET, first, last) + 1):
+                # From the end, since blocks are cut from the beginning.
+                last = max(first, self._pages.rfind(_DRY, first, end) + 1, end - -(-nbytes // self._page_size))
+                self._dry(last, end)
+                nbytes -= (end - last) * self._page_size
+            if nbytes <= 0:
+                self.allocator.changed.add(start)
+
+    def _dry(self, first: int, last: int) -> None:
+        self.segment.give_back(first * self._page_size, (last - first) * self._page_size)
+        self._pages[first:last] = bytes(last - first)
+        self._wet_until = min(self._wet_until, first * self._page_size)
+
+    def _runs(self, kind: int, first: int, last: int) -> list[tuple[int, int]]:
+        runs = []
+        start = self._pages.find(kind, first, last)
+        while start >= 0:
+            end = self._pages.find(1 - kind, start, last)
+            end = end if end >= 0 else last
+            runs.append((start, end))
+            start = self._pages.find(kind, end, last)
+        return runs

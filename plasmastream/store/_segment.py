@@ -138,29 +138,21 @@ class Segment:
             reason = reason_of(error) if isinstance(error, OSError) else error
             raise StoreFullError(f"{self.length:,} bytes {what} were refused: {reason}") from error
 
-    def reserve(self, offset: int, nbytes: int) -> None:
+    def reserve(self, offset: int, nbytes: int, *, replacing: int = 0) -> None:
         """Give pages to `nbytes` bytes from `offset` on, both multiples of the page size.
+
+        So many bytes as this is `replacing` were given back for it: only what is more must be found to be left.
 
         Raises:
             StoreFullError: the machine or the directory has not so much left; nothing was reserved.
         """
-        self._check_directory(nbytes)
-        try:
-            available = available_memory()
-        except OSError as error:  # the store may have no descriptor left to look
-            raise StoreFullError(
-                f"{nbytes:,} bytes of shared memory were asked for, and what this machine has left cannot be found "
-                f"out: {reason_of(error)}"
-            ) from error
-        if nbytes > available - _HEADROOM and not (self._is_on_disk or self.has_huge_pages):
-            raise StoreFullError(
-                f"{nbytes:,} bytes of shared memory were asked for, and this machine has {available:,} left; "
-                "give the store less memory, or end something else"
-            )
+        if nbytes > replacing:
+            self._check_directory(nbytes - replacing)
+            self._check_machine(nbytes - replacing)
         try:
             os.posix_fallocate(self.fd, offset, nbytes)
         except OSError as error:
-            self._punch(offset, nbytes)
+            self.punch(offset, nbytes)
             where = "" if self.directory is None else f" in {self.directory}"
             raise StoreFullError(
                 f"{nbytes:,} bytes of shared memory were refused{where}: {error.strerror}"
@@ -169,8 +161,33 @@ class Segment:
 
     def give_back(self, offset: int, nbytes: int) -> None:
         """Return the pages of `nbytes` bytes from `offset` on to the machine; the addresses stay valid."""
-        self._punch(offset, nbytes)
+        self.punch(offset, nbytes)
         self.reserved -= nbytes
+
+    def punch(self, offset: int, nbytes: int) -> None:
+        """As `give_back`, for pages that were never counted: somebody touched what was not reserved."""
+        try:
+            self._map.madvise(mmap.MADV_REMOVE, offset, nbytes)
+        except OSError:
+            # A few file systems keep what a file once had. It is found there again, and the end of the store frees it.
+            if self.directory is None:
+                raise
+
+    def _check_machine(self, nbytes: int) -> None:
+        if self._is_on_disk or self.has_huge_pages:
+            return
+        try:
+            available = available_memory()
+        except OSError as error:  # the store may have no descriptor left to look
+            raise StoreFullError(
+                f"{nbytes:,} bytes of shared memory were asked for, and what this machine has left cannot be found "
+                f"out: {reason_of(error)}"
+            ) from error
+        if nbytes > available - _HEADROOM:
+            raise StoreFullError(
+                f"{nbytes:,} bytes of shared memory were asked for, and this machine has {available:,} left; "
+                "give the store less memory, or end something else"
+            )
 
     def _check_directory(self, nbytes: int) -> None:
         if self.directory is None or self.has_huge_pages:
@@ -183,14 +200,6 @@ class Segment:
                 f"{free:,} left; give the store less memory, or name another directory, or none: "
                 "memory without a directory is limited by the machine alone"
             )
-
-    def _punch(self, offset: int, nbytes: int) -> None:
-        try:
-            self._map.madvise(mmap.MADV_REMOVE, offset, nbytes)
-        except OSError:
-            # A few file systems keep what a file once had. It is found there again, and the end of the store frees it.
-            if self.directory is None:
-                raise
 
     def prefault(self, offset: int, nbytes: int) -> int:
         """Touch the first pages of a reserved range ahead of use; call again with what is left.

@@ -35,6 +35,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.allocator = Allocator()
         self.blocks: dict[int, int] = {}
         self.top = 0
+        self.seen: set[tuple[int, int]] = set()
 
     @rule(units=UNITS)
     def grow(self, units: int) -> None:
@@ -60,16 +61,26 @@ class AllocatorMachine(RuleBasedStateMachine):
         start = data.draw(st.sampled_from(sorted(self.blocks)))
         self.allocator.free(start, self.blocks.pop(start))
 
-    @precondition(lambda self: self.allocator.tail)
-    @rule(share=st.integers(1, 8))
-    def trim(self, share: int) -> None:
-        size = block_size(self.allocator.tail // share)
-        self.allocator.trim(size)
-        self.top -= size
+    @rule(units=UNITS)
+    def take(self, units: int) -> None:
+        self.allocator.take(units * ALIGNMENT)
+        self.blocks[self.top] = units * ALIGNMENT
+        self.top += units * ALIGNMENT
+
+    @rule()
+    def take_changed(self) -> None:
+        free = gaps(self.top, self.blocks)
+        found = self.allocator.take_changed()
+        assert (found in free) if found is not None else (self.seen == set(free))
+        if found is not None:
+            self.seen.add(found)
 
     @invariant()
     def what_is_free_is_what_is_not_in_use(self) -> None:
         free = gaps(self.top, self.blocks)
+        self.seen &= set(free)  # what is not as it was is to be seen again
+        assert self.allocator.changed >= {start for start, size in set(free) - self.seen}
+        assert self.allocator.changed <= {start for start, size in free}
         assert self.allocator.top == self.top
         assert self.allocator.free_bytes == sum(size for _, size in free)
         assert self.allocator.largest_free == max((size for _, size in free), default=0)

@@ -359,7 +359,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.core.delete(entry.object_id) is ErrorCode.OK
         assert self.core.table.allocated == 0
         assert not self.core._pending, "a get that nobody waits for is remembered"
-        assert self.core.heap.allocator.free_bytes == self.core.heap.home
+        assert self.core.heap.used_bytes == 0
         self.core.close()
 
 

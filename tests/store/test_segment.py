@@ -63,6 +63,17 @@ def test_a_little_is_left_to_the_machine(monkeypatch: pytest.MonkeyPatch) -> Non
             segment.reserve(PAGE_SIZE, 2 * PAGE_SIZE)
 
 
+def test_pages_that_move_need_not_be_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Segment(1 << 20) as segment:
+        segment.reserve(0, 8 * PAGE_SIZE)
+        monkeypatch.setattr(_segment, "available_memory", lambda: 0)
+        segment.give_back(0, 4 * PAGE_SIZE)
+        segment.reserve(32 * PAGE_SIZE, 3 * PAGE_SIZE, replacing=4 * PAGE_SIZE)
+        with pytest.raises(StoreFullError, match=r"4,096 bytes .* has 0 left"):
+            segment.reserve(0, 2 * PAGE_SIZE, replacing=PAGE_SIZE)
+        assert segment.reserved == pages_taken(segment) == 7 * PAGE_SIZE
+
+
 def test_a_refusal_by_the_kernel_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.posix_fallocate
 
