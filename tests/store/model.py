@@ -22,9 +22,7 @@ _MAX_SIZE = 1 << 62
 def thorough(max_examples: int, steps: int) -> settings:
     """Settings of a machine; PLASMASTREAM_EXAMPLES says how many times as many runs are wanted."""
     times = int(os.environ.get("PLASMASTREAM_EXAMPLES", "1"))
-    return settings(
-        max_examples=times * max_examples, stateful_step_count=steps, deadline=None, print_blob=True
-    )
+    return settings(max_examples=times * max_examples, stateful_step_count=steps, deadline=None, print_blob=True)
 
 
 @attrs.define(eq=False)

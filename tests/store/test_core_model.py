@@ -1,7 +1,7 @@
 """The whole core against a plain model, step by step.
 
-Freed memory is poisoned before anything else may use it, and all bytes of all objects are compared after each step, so an
-object whose memory was freed too early shows.
+Freed memory is poisoned before anything else may use it, and all bytes of all objects are compared after each step, so
+an object whose memory was freed too early shows.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,9 +39,7 @@ class Log:
         self.told: list[tuple[ObjectInfo, ...]] = []
 
     def sealed(self, entries: Sequence[Entry]) -> None:
-        self.told.append(
-            tuple(ObjectInfo(e.object_id, e.data_size, e.metadata_size, digest=e.digest) for e in entries)
-        )
+        self.told.append(tuple(ObjectInfo(e.object_id, e.data_size, e.metadata_size, digest=e.digest) for e in entries))
 
     def removed(self, entry: Entry) -> None:
         self.told.append((ObjectInfo(entry.object_id, is_deletion=True),))
@@ -137,7 +135,7 @@ class CoreMachine(RuleBasedStateMachine):
         waiting = self.model.wait_for(number, asked)
         pending = self.core.wait_for(self.clients[number], asked, lambda: answers.append(None))
         if waiting is None or pending is None:
-            assert waiting is pending
+            assert (waiting, pending) == (None, None)
         else:
             self.gets.append(Get(pending, waiting, answers))
 
@@ -239,7 +237,9 @@ class CoreMachine(RuleBasedStateMachine):
     @invariant()
     def no_byte_of_a_live_object_changes(self) -> None:
         for entry in self.core.table:
-            assert self.core.heap.view(entry.offset, entry.size) == self.model.objects[entry.object_id].content
+            content = self.model.objects[entry.object_id].content
+            assert content is not None
+            assert self.core.heap.view(entry.offset, entry.size) == content
 
     @invariant()
     def memory_is_accounted(self) -> None:
