@@ -7,16 +7,18 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from typing import TypeAlias
+from contextlib import ExitStack, suppress
+from typing import TypeAlias, TypeVar
+from unittest.mock import patch
 
 import attrs
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from plasmastream._client import UnixSocket
-from plasmastream.store import serve_store
+from plasmastream.store import _turns, serve_store
 from plasmastream.store._core import StoreCore
+from plasmastream.store._turns import Turns
 from plasmastream.wire.plasma import (
     CONNECTION_CLOSED,
     NEED_DATA,
@@ -27,7 +29,6 @@ from plasmastream.wire.plasma import (
     ObjectInfo,
     Reply,
     SubscribeRequest,
-    encode,
 )
 from tests.store.model import Known, Waiting
 
@@ -37,10 +38,18 @@ Request: TypeAlias = Message | bytes
 """Bytes are what no store understands."""
 
 
+_R = TypeVar("_R")
+
+
+async def _at_once(_: Turns, work: Callable[[], _R]) -> _R:
+    return work()
+
+
 class StillStore:
     """A core that is served by a Trio loop in a thread, whose clock stands still.
 
-    Between two calls of `do` the store has done all that it could, and touches nothing.
+    Between two calls of `do` the store has done all that it could, and touches nothing. Long requests do not make
+    way for others, which they would after a time that nobody can foretell.
     """
 
     def __init__(self, core: StoreCore, path: str) -> None:
@@ -54,6 +63,9 @@ class StillStore:
         self._handler = logging.Handler(logging.ERROR)
         self._handler.emit = lambda record: self._errors.append(record.getMessage())  # type: ignore[method-assign]
         logging.getLogger("plasmastream").addHandler(self._handler)
+        self._patches = ExitStack()
+        self._patches.enter_context(patch.object(Turns, "aside", _at_once))
+        self._patches.enter_context(patch.object(_turns, "_SLICE", float("inf")))
         self._thread.start()
         assert self._started.wait(10)
 
@@ -84,6 +96,7 @@ class StillStore:
         self._token.run_sync_soon(self._scope.cancel)
         self._thread.join(10)
         assert not self._thread.is_alive()
+        self._patches.close()
         logging.getLogger("plasmastream").removeHandler(self._handler)
         assert not os.path.exists(self.path)
 
@@ -149,9 +162,9 @@ class Caller:
         self.queue: deque[Request] = deque()
         """What was sent behind a get that waits."""
         self.get: Get | None = None
-        self.unflushed: list[tuple[Message, Callable[[Message], Message]]] = []
-        self.due: deque[tuple[Message, Callable[[Message], Message]]] = deque()
-        """Requests, each with what turns the reply that came into the one that should have."""
+        self.unflushed: list[Callable[[Message], Message]] = []
+        self.due: deque[Callable[[Message], Message]] = deque()
+        """What turns each reply that comes into the one that should."""
         self.is_over = False
         self.subscriber: Subscriber | None = None
         self.offered: deque[socket.socket] = deque()
@@ -169,15 +182,18 @@ class Caller:
 
     def prepare(self, request: Request) -> None:
         """Put a request behind what is to be sent."""
+        if isinstance(request, bytes):
+            self.unsent.append(Piece(request, request))
+            return
+        passed: socket.socket | None = None
         if isinstance(request, SubscribeRequest):
-            ours, theirs = socket.socketpair()
+            ours, passed = socket.socketpair()
             ours.setblocking(False)
-            self.unsent.append(Piece(encode(request), None))
-            self.unsent.append(Piece(b"\x14", request, theirs))
             self.offered.append(ours)
-        else:
-            data = request if isinstance(request, bytes) else encode(request)
-            self.unsent.append(Piece(data, request))
+        self._wire.send(request, None if passed is None else passed.fileno())
+        for outgoing in self._wire.data_to_send():
+            self.unsent.append(Piece(outgoing.data, None, None if outgoing.descriptor is None else passed))
+        self.unsent[-1].request = request
 
     def send(self, nbytes: int) -> None:
         """Send so many bytes, or as many as the kernel takes."""
@@ -202,9 +218,9 @@ class Caller:
 
     # Receiving
 
-    def expect(self, request: Message, reply: Callable[[Message], Message] | Message) -> None:
+    def expect(self, reply: Callable[[Message], Message] | Message) -> None:
         """A reply is on its way, once the store flushes."""
-        self.unflushed.append((request, reply if callable(reply) else lambda _: reply))
+        self.unflushed.append(reply if callable(reply) else lambda _: reply)
 
     def flush(self) -> None:
         """The store has sent all replies that it had."""
@@ -243,14 +259,10 @@ class Caller:
 
     def _take_replies(self) -> None:
         while self.due:
-            request, expected = self.due[0]
-            if self._wire._request is None:  # it has been sent already
-                self._wire.send(request)
-                self._wire.data_to_send()
             event = self._wire.next_event()
             if not isinstance(event, Reply):
                 return
-            self.due.popleft()
+            expected = self.due.popleft()
             for descriptor in event.descriptors.values():
                 assert self._memory is None, "the segment came twice"
                 self._memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)

@@ -38,6 +38,7 @@ from plasmastream.wire.plasma import (
     ErrorCode,
     EvictReply,
     EvictRequest,
+    Extension,
     GetDebugStringReply,
     GetDebugStringRequest,
     GetReply,
@@ -223,12 +224,15 @@ class ServerMachine(RuleBasedStateMachine):
                 mmap_sizes=(self.mmap_size,) if used else (),
             )
 
-        caller.expect(request, reply)
+        caller.expect(reply)
         caller.flush()
 
     def end(self, caller: Caller) -> None:
         caller.end()
         self.tell()
+        for object_id in self.model.held[caller.number].copy():
+            if not self.model.abort(caller.number, object_id):
+                self.model.release(caller.number, object_id)
         self.model.disconnect(caller.number)
 
     def tell(self) -> None:
@@ -262,42 +266,42 @@ class ServerMachine(RuleBasedStateMachine):
             case bytes() | DisconnectClient():
                 self.end(caller)
             case ConnectRequest():
-                caller.expect(request, ConnectReply(CAPACITY))
+                caller.expect(ConnectReply(CAPACITY, Extension.INSPECT))
             case CreateRequest():
                 self.create(caller, request)
             case CreateAndSealRequest(object_id, evict, data, metadata, digest):
                 row = (object_id, bytes(data), bytes(metadata), digest)
-                caller.expect(request, CreateAndSealReply(self.put(number, [row], evict)))
+                caller.expect(CreateAndSealReply(self.put(number, [row], evict)))
             case CreateAndSealBatchRequest(object_ids, evict, data, metadata, digests):
                 rows = list(zip(object_ids, map(bytes, data), map(bytes, metadata), digests, strict=True))
-                caller.expect(request, CreateAndSealBatchReply(self.put(number, rows, evict)))
+                caller.expect(CreateAndSealBatchReply(self.put(number, rows, evict)))
             case SealRequest(object_id, digest):
-                caller.expect(request, SealReply(object_id, model.seal(object_id, digest)))
+                caller.expect(SealReply(object_id, model.seal(object_id, digest)))
             case AbortRequest(object_id):
                 model.abort(number, object_id)
-                caller.expect(request, AbortReply(object_id))
+                caller.expect(AbortReply(object_id))
             case GetRequest():
                 self.get(caller, request)
             case ReleaseRequest(object_id):
                 model.release(number, object_id)
             case DeleteRequest():
                 codes = tuple(model.delete(object_id) for object_id in request.object_ids)
-                caller.expect(request, DeleteReply(request.object_ids, codes))
+                caller.expect(DeleteReply(request.object_ids, codes))
             case ContainsRequest(object_id):
-                caller.expect(request, ContainsReply(object_id, model.find_sealed(object_id) is not None))
+                caller.expect(ContainsReply(object_id, model.find_sealed(object_id) is not None))
             case ListRequest():
-                caller.expect(request, ListReply(tuple(known.listed for known in model.objects.values())))
+                caller.expect(ListReply(tuple(known.listed for known in model.objects.values())))
             case EvictRequest(nbytes):
-                caller.expect(request, EvictReply(model.evict(nbytes if nbytes < 1 << 63 else 0)))
+                caller.expect(EvictReply(model.evict(nbytes if nbytes < 1 << 63 else 0)))
             case RefreshLRURequest(object_ids):
                 model.refresh(object_ids)
-                caller.expect(request, RefreshLRUReply())
+                caller.expect(RefreshLRUReply())
             case SetOptionsRequest(label, nbytes):
                 model.labels[number] = label
                 granted = model.grant(number, nbytes)
-                caller.expect(request, SetOptionsReply(OK if granted else ErrorCode.OUT_OF_MEMORY))
+                caller.expect(SetOptionsReply(OK if granted else ErrorCode.OUT_OF_MEMORY))
             case GetDebugStringRequest():
-                caller.expect(request, GetDebugStringReply(model.debug_string()))
+                caller.expect(GetDebugStringReply(model.debug_string()))
             case SubscribeRequest():
                 self.subscribe(caller)
             case _:
@@ -310,7 +314,7 @@ class ServerMachine(RuleBasedStateMachine):
             sizes = request.data_size, request.metadata_size
             code = self.model.create(caller.number, object_id, *sizes, request.evict_if_full)
         if code is not OK:
-            caller.expect(request, CreateReply(object_id, EMPTY_SPEC, code))
+            caller.expect(CreateReply(object_id, EMPTY_SPEC, code))
             return
         known = self.model.objects[object_id]
 
@@ -323,7 +327,7 @@ class ServerMachine(RuleBasedStateMachine):
                 caller.write(known, known.content)
             return expected
 
-        caller.expect(request, reply)
+        caller.expect(reply)
 
     def put(self, number: int, rows: list[tuple[ObjectID, bytes, bytes, bytes]], evict: bool) -> ErrorCode:
         code = self.model.put_many(number, rows, evict)
