@@ -123,6 +123,12 @@ class CoreMachine(RuleBasedStateMachine):
         assert code_of(lambda: made.extend(self.core.put_many(self.clients[number], new, evict=evict))) is code
         assert [entry.object_id for entry in made] == ([object_id for object_id, _ in sizes] if code is OK else [])
 
+    @rule(number=who, object_id=ids, size=st.integers(200, 500))
+    def put_idle(self, number: int, object_id: ObjectID, size: int) -> None:
+        """What fills a store, so that something must go."""
+        self.put_many(number, [(object_id, size)], True)
+        self.release(number, object_id)
+
     @rule(number=who, asked=some_ids)
     def get(self, number: int, asked: list[ObjectID]) -> None:
         found = self.model.get(number, asked)
@@ -290,4 +296,4 @@ def code_of(call: Callable[[], object]) -> ErrorCode:
 
 
 TestCore = CoreMachine.TestCase
-TestCore.settings = thorough(100, steps=50)
+TestCore.settings = thorough(250, steps=50)

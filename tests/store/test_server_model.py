@@ -228,12 +228,12 @@ class ServerMachine(RuleBasedStateMachine):
         caller.flush()
 
     def end(self, caller: Caller) -> None:
-        caller.end()
-        self.tell()
         for object_id in self.model.held[caller.number].copy():
             if not self.model.abort(caller.number, object_id):
                 self.model.release(caller.number, object_id)
         self.model.disconnect(caller.number)
+        self.tell()
+        caller.end()
 
     def tell(self) -> None:
         """Let the subscribers expect what is new."""
@@ -550,4 +550,4 @@ class ServerMachine(RuleBasedStateMachine):
 
 
 TestServer = ServerMachine.TestCase
-TestServer.settings = thorough(40, steps=40)
+TestServer.settings = thorough(80, steps=40)
