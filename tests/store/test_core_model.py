@@ -296,4 +296,4 @@ def code_of(call: Callable[[], object]) -> ErrorCode:
 
 
 TestCore = CoreMachine.TestCase
-TestCore.settings = thorough(250, steps=50)
+TestCore.settings = thorough(200, steps=50)

@@ -550,4 +550,4 @@ class ServerMachine(RuleBasedStateMachine):
 
 
 TestServer = ServerMachine.TestCase
-TestServer.settings = thorough(80, steps=40)
+TestServer.settings = thorough(70, steps=40)
