@@ -1,81 +1,73 @@
-"""The whole store against a plain model: dictionaries and lists, and the rules of docs/plasma-ipc.md in few words.
+"""The whole core against a plain model, step by step.
 
-Freed memory is poisoned before anything else may use it, so an object whose memory was freed too early shows.
+Freed memory is poisoned before anything else may use it, and all bytes of all objects are compared after each step, so
+an object whose memory was freed too early shows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
-import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from plasmastream import ObjectExistsError, ObjectID, ObjectNotFoundError, StoreFullError
 from plasmastream.store._allocator import block_size
 from plasmastream.store._core import PendingGet, StoreCore
+from plasmastream.store._debug import debug_string
+from plasmastream.store._embedded import describe
 from plasmastream.store._table import Client, Entry
-from plasmastream.wire.plasma import NO_DIGEST, ErrorCode
+from plasmastream.wire.plasma import ErrorCode, ObjectInfo
+from tests.store.helpers import names
+from tests.store.model import OK, Model, Waiting, thorough
 
 CAPACITY = 2000
-MAX_OBJECTS = 12
-IDS = [ObjectID.from_name(str(number)) for number in range(16)]
+MAX_OBJECTS = 7
+IDS = names(10)
+CLIENTS = 4
 
 ids = st.sampled_from(IDS)
 some_ids = st.lists(ids, max_size=5)
-who = st.integers(0, 2)
-sizes = st.one_of(st.integers(0, 300), st.integers(0, CAPACITY + 10), st.sampled_from([0, 1, 399, 400, 401, CAPACITY]))
-
-
-@attrs.define
-class Model:
-    """What is known of one object."""
-
-    content: bytes
-    metadata_size: int
-    creator: int
-    sealed: bool = False
-    doomed: bool = False
-    holders: set[int] = attrs.Factory(set)
-
-    @property
-    def size(self) -> int:
-        return len(self.content)
-
-
-@attrs.define(eq=False)
-class Waiting:
-    """A get that waits."""
-
-    who: int
-    missing: set[ObjectID]
-    answers: list[None]
-    pending: PendingGet | None = None
+who = st.integers(0, CLIENTS - 1)
+sizes = st.one_of(st.integers(0, 500), st.integers(0, CAPACITY + 10), st.sampled_from([0, 1, 399, 400, 401, CAPACITY]))
+evict = st.integers(0, 3).map(bool)  # mostly
 
 
 class Log:
-    """A listener that remembers, in the form that the model writes too."""
+    """A listener that remembers what a subscriber would be told."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, tuple[ObjectID, ...]]] = []
+        self.told: list[tuple[ObjectInfo, ...]] = []
 
     def sealed(self, entries: Sequence[Entry]) -> None:
-        self.told.append(("sealed", tuple(entry.object_id for entry in entries)))
+        self.told.append(tuple(ObjectInfo(e.object_id, e.data_size, e.metadata_size, digest=e.digest) for e in entries))
 
     def removed(self, entry: Entry) -> None:
-        self.told.append(("removed", (entry.object_id,)))
+        self.told.append((ObjectInfo(entry.object_id, is_deletion=True),))
 
 
-class StoreMachine(RuleBasedStateMachine):
+@attrs.define(eq=False)
+class Get:
+    """A get that waits, in the core and in the model."""
+
+    pending: PendingGet
+    waiting: Waiting
+    answers: list[None]
+
+
+class CoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
-        self.core = StoreCore(CAPACITY, max_objects=MAX_OBJECTS, clock=self.clock)
-        self.clients = [Client(str(number)) for number in range(3)]
+        self.core = StoreCore(CAPACITY, max_objects=MAX_OBJECTS, clock=lambda: self.now)
+        self.model = Model(CAPACITY, MAX_OBJECTS, lambda: self.now)
+        self.clients = [Client(str(number)) for number in range(CLIENTS)]
+        for number in range(CLIENTS):
+            self.model.connect(number)
         self.log = Log()
         self.core.add_listener(self.log)
-        self.room = 0
+        self.calls = self.calls_seen = 0
         self.core.watch_room(self.room_made)
+        self.room_seen = CAPACITY
         free = self.core.heap.free
 
         def poison(offset: int, nbytes: int) -> None:
@@ -83,285 +75,225 @@ class StoreMachine(RuleBasedStateMachine):
             free(offset, nbytes)
 
         self.core.heap.free = poison  # type: ignore[method-assign]
-        self.objects: dict[ObjectID, Model] = {}
-        self.idle: list[ObjectID] = []
-        self.held: list[list[ObjectID]] = [[], [], []]
-        self.expected: list[tuple[str, tuple[ObjectID, ...]]] = []
-        self.waiting: list[Waiting] = []
+        self.gets: list[Get] = []
         self.fill = 0
 
-    def clock(self) -> float:
-        self.now += 0.25
-        return self.now
-
     def room_made(self) -> None:
-        self.room += 1
-
-    # The model's moves
-
-    def allocated(self) -> int:
-        return sum(model.size for model in self.objects.values())
-
-    def remove(self, object_id: ObjectID) -> None:
-        if self.objects[object_id].sealed:
-            self.expected.append(("removed", (object_id,)))
-        for number in self.objects.pop(object_id).holders:
-            self.held[number].remove(object_id)
-        if object_id in self.idle:
-            self.idle.remove(object_id)
-
-    def hold(self, number: int, object_id: ObjectID) -> None:
-        if object_id in self.idle:
-            self.idle.remove(object_id)
-        if number not in self.objects[object_id].holders:
-            self.objects[object_id].holders.add(number)
-            self.held[number].append(object_id)
-
-    def let_go(self, number: int, object_id: ObjectID) -> None:
-        model = self.objects[object_id]
-        model.holders.remove(number)
-        self.held[number].remove(object_id)
-        if not model.holders:
-            if model.doomed:
-                self.remove(object_id)
-            else:
-                self.idle.append(object_id)
-
-    def oldest(self, nbytes: int) -> list[ObjectID]:
-        chosen: list[ObjectID] = []
-        while sum(self.objects[known].size for known in chosen) < nbytes and len(chosen) < len(self.idle):
-            chosen.append(self.idle[len(chosen)])
-        return chosen
-
-    def refusal(self, object_id: ObjectID, size: int, evict: bool) -> type[Exception] | None:
-        """Why a create fails; where it does not, what must go is gone afterwards."""
-        if object_id in self.objects:
-            return ObjectExistsError
-        needed = self.allocated() + size - CAPACITY
-        if len(self.objects) == MAX_OBJECTS or size > CAPACITY:
-            return StoreFullError
-        if needed > 0:
-            if not evict or sum(self.objects[known].size for known in self.idle) < needed:
-                return StoreFullError
-            for victim in self.oldest(max(needed, CAPACITY // 5)):
-                self.remove(victim)
-        return None
+        self.calls += 1
 
     def content(self, size: int) -> bytes:
         self.fill = self.fill % 200 + 1
         return bytes([self.fill]) * size
 
-    def became_readable(self, object_id: ObjectID) -> None:
-        for waiting in self.waiting:
-            if object_id in waiting.missing:
-                waiting.missing.remove(object_id)
-                self.hold(waiting.who, object_id)
+    @property
+    def digest(self) -> bytes:
+        return bytes([self.fill]) * 8
 
     # What clients do
 
-    @rule(number=who, object_id=ids, data_size=sizes, metadata_size=st.integers(0, 60), evict=st.booleans())
+    @rule(number=who, object_id=ids, data_size=sizes, metadata_size=st.integers(0, 60), evict=evict)
     def create(self, number: int, object_id: ObjectID, data_size: int, metadata_size: int, evict: bool) -> None:
-        size = data_size + metadata_size
-        refusal = self.refusal(object_id, size, evict)
-        if refusal is not None:
-            with pytest.raises(refusal):
-                self.core.create(self.clients[number], object_id, data_size, metadata_size, evict=evict)
+        made: list[Entry] = []
+
+        def create() -> None:
+            client = self.clients[number]
+            made.append(self.core.create(client, object_id, data_size, metadata_size, evict=evict))
+
+        code = self.model.create(number, object_id, data_size, metadata_size, evict)
+        assert code_of(create) is code
+        if code is not OK:
             return
-        entry = self.core.create(self.clients[number], object_id, data_size, metadata_size, evict=evict)
-        content = self.content(size)
-        data, metadata = self.core.memory_of(entry)
+        content = self.content(data_size + metadata_size)
+        data, metadata = self.core.memory_of(made[0])
         assert (len(data), len(metadata)) == (data_size, metadata_size)
         data[:], metadata[:] = content[:data_size], content[data_size:]
-        self.objects[object_id] = Model(content, metadata_size, number)
-        self.hold(number, object_id)
+        self.model.objects[object_id].content = content
 
     @rule(object_id=ids)
     def seal(self, object_id: ObjectID) -> None:
         """By anybody: the store does not ask who."""
-        model = self.objects.get(object_id)
-        if model is None or model.sealed:
-            with pytest.raises(ObjectNotFoundError if model is None else ObjectExistsError):
-                self.core.seal(object_id, NO_DIGEST)
-            return
-        self.core.seal(object_id, NO_DIGEST)
-        model.sealed = True
-        self.expected.append(("sealed", (object_id,)))
-        self.became_readable(object_id)
+        code = self.model.seal(object_id, self.digest)
+        assert code_of(lambda: self.core.seal(object_id, self.digest)) is code
 
-    @rule(number=who, new=st.lists(st.tuples(ids, st.integers(0, 300)), max_size=5), evict=st.booleans())
-    def put_many(self, number: int, new: list[tuple[ObjectID, int]], evict: bool) -> None:
-        objects = [(object_id, self.content(size), b"m", NO_DIGEST) for object_id, size in new]
-        made: list[ObjectID] = []
-        refusal = None
-        for object_id, data, metadata, _ in objects:
-            refusal = self.refusal(object_id, len(data) + 1, evict)
-            if refusal is not None:
-                break
-            made.append(object_id)
-            self.objects[object_id] = Model(data + metadata, 1, number)
-            self.hold(number, object_id)
-        if refusal is not None:
-            for object_id in made:
-                self.remove(object_id)
-            with pytest.raises(refusal):
-                self.core.put_many(self.clients[number], objects, evict=evict)
-            return
-        entries = self.core.put_many(self.clients[number], objects, evict=evict)
-        assert [entry.object_id for entry in entries] == made
-        self.expected.append(("sealed", tuple(made)))
-        for object_id in made:
-            self.objects[object_id].sealed = True
-        for object_id in made:
-            self.became_readable(object_id)
+    @rule(number=who, sizes=st.lists(st.tuples(ids, st.integers(0, 500)), max_size=5), evict=evict)
+    def put_many(self, number: int, sizes: list[tuple[ObjectID, int]], evict: bool) -> None:
+        new = [(object_id, self.content(size), b"m", self.digest) for object_id, size in sizes]
+        made: list[Entry] = []
+        code = self.model.put_many(number, new, evict)
+        assert code_of(lambda: made.extend(self.core.put_many(self.clients[number], new, evict=evict))) is code
+        assert [entry.object_id for entry in made] == ([object_id for object_id, _ in sizes] if code is OK else [])
+
+    @rule(number=who, object_id=ids, size=st.integers(200, 500))
+    def put_idle(self, number: int, object_id: ObjectID, size: int) -> None:
+        """What fills a store, so that something must go."""
+        self.put_many(number, [(object_id, size)], True)
+        self.release(number, object_id)
 
     @rule(number=who, asked=some_ids)
     def get(self, number: int, asked: list[ObjectID]) -> None:
+        found = self.model.get(number, asked)
         entries = self.core.get(self.clients[number], asked)
-        for object_id, entry in zip(asked, entries, strict=True):
-            model = self.objects.get(object_id)
-            assert (entry is not None) == (model is not None and model.sealed)
-            if entry is not None:
-                self.hold(number, object_id)
+        assert [entry and entry.object_id for entry in entries] == [known and known.object_id for known in found]
 
     @rule(number=who, asked=some_ids)
     def wait_for(self, number: int, asked: list[ObjectID]) -> None:
-        waiting = Waiting(number, set(), [])
-        for object_id in asked:
-            if object_id in self.objects and self.objects[object_id].sealed:
-                self.hold(number, object_id)
-            else:
-                waiting.missing.add(object_id)
-        waiting.pending = self.core.wait_for(self.clients[number], asked, lambda: waiting.answers.append(None))
-        assert (waiting.pending is None) == (not waiting.missing)
-        if waiting.pending is not None:
-            self.waiting.append(waiting)
+        answers: list[None] = []
+        waiting = self.model.wait_for(number, asked)
+        pending = self.core.wait_for(self.clients[number], asked, lambda: answers.append(None))
+        if waiting is None or pending is None:
+            assert (waiting, pending) == (None, None)
+        else:
+            self.gets.append(Get(pending, waiting, answers))
 
-    @precondition(lambda self: self.waiting)
+    @precondition(lambda self: self.gets)
     @rule(data=st.data())
     def stop_waiting(self, data: st.DataObject) -> None:
-        waiting = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
-        assert waiting.pending is not None
-        self.core.stop_waiting(waiting.pending)
-        self.core.stop_waiting(waiting.pending)
-        waiting.missing.clear()
+        get = self.gets.pop(data.draw(st.integers(0, len(self.gets) - 1)))
+        for _ in range(2):
+            self.core.stop_waiting(get.pending)
+        self.model.stop_waiting(get.waiting)
 
     @rule(number=who, object_id=ids)
     def release(self, number: int, object_id: ObjectID) -> None:
         self.core.release(self.clients[number], object_id)
-        if object_id in self.held[number] and self.objects[object_id].sealed:
-            self.let_go(number, object_id)
+        self.model.release(number, object_id)
+
+    @rule(number=who)
+    def release_all(self, number: int) -> None:
+        """Otherwise a store of few bytes is soon full of what is held."""
+        for object_id in self.model.held[number].copy():
+            self.core.release(self.clients[number], object_id)
+            self.model.release(number, object_id)
+
+    @rule(number=who, object_id=ids)
+    def give_back(self, number: int, object_id: ObjectID) -> None:
+        self.core.give_back(self.clients[number], object_id)
+        self.model.given_back.append((number, object_id))
+
+    @rule()
+    def settle(self) -> None:
+        self.core.settle()
+        self.model.settle()
 
     @rule(number=who, object_id=ids)
     def abort(self, number: int, object_id: ObjectID) -> None:
-        model = self.objects.get(object_id)
-        may = model is not None and not model.sealed and model.creator == number
-        assert self.core.abort(self.clients[number], object_id) == may
-        if may:
-            self.remove(object_id)
+        assert self.core.abort(self.clients[number], object_id) == self.model.abort(number, object_id)
 
     @rule(object_id=ids)
     def delete(self, object_id: ObjectID) -> None:
-        code = self.core.delete(object_id)
-        model = self.objects.get(object_id)
-        if model is None:
-            assert code is ErrorCode.OBJECT_NOT_FOUND
-        elif not model.sealed:
-            assert code is ErrorCode.OBJECT_NOT_SEALED
-            model.doomed = True
-        elif model.holders:
-            assert code is ErrorCode.OBJECT_IN_USE
-            model.doomed = True
-        else:
-            assert code is ErrorCode.OK
-            self.remove(object_id)
+        assert self.core.delete(object_id) is self.model.delete(object_id)
 
-    @rule(nbytes=st.one_of(st.just(0), sizes))
+    @rule(nbytes=sizes)
     def evict(self, nbytes: int) -> None:
-        victims = self.oldest(nbytes)
-        assert self.core.evict(nbytes) == sum(self.objects[victim].size for victim in victims)
-        for victim in victims:
-            self.remove(victim)
+        assert self.core.evict(nbytes) == self.model.evict(nbytes)
 
     @rule(asked=some_ids)
     def refresh(self, asked: list[ObjectID]) -> None:
         self.core.table.refresh(asked)
-        for object_id in asked:
-            if object_id in self.idle:
-                self.idle.remove(object_id)
-                self.idle.append(object_id)
+        self.model.refresh(asked)
+
+    @rule(number=who, nbytes=st.sampled_from([-1, 0, 300, 500, 900, 1400, 1401]))
+    def grant(self, number: int, nbytes: int) -> None:
+        assert self.core.table.grant(self.clients[number], nbytes) == self.model.grant(number, nbytes)
 
     @rule(number=who)
     def disconnect(self, number: int) -> None:
-        for waiting in [waiting for waiting in self.waiting if waiting.who == number]:
-            assert waiting.pending is not None
-            self.core.stop_waiting(waiting.pending)
-            self.waiting.remove(waiting)
-        room = self.room
+        for get in [get for get in self.gets if get.waiting.who == number]:
+            self.core.stop_waiting(get.pending)
+            self.gets.remove(get)
         self.core.disconnect(self.clients[number])
-        assert self.room > room
-        for object_id in list(self.held[number]):
-            if self.objects[object_id].sealed:
-                self.let_go(number, object_id)
-            else:
-                self.remove(object_id)
+        self.model.disconnect(number)
         self.clients[number] = Client("again")
+        self.model.connect(number)
+        self.model.given_back = [(who, object_id) for who, object_id in self.model.given_back if who != number]
+
+    @rule(seconds=st.sampled_from([0.25, 0.75, 3.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
 
     # What must be true at every moment
 
     @invariant()
     def the_table_is_the_model(self) -> None:
-        table = self.core.table
-        assert {entry.object_id for entry in table} == set(self.objects)
-        assert len(table) == len(self.objects) <= MAX_OBJECTS
-        assert table.allocated == self.allocated() <= CAPACITY == self.core.capacity
-        assert list(table.idle) == self.idle
-        assert table.idle.nbytes == sum(self.objects[object_id].size for object_id in self.idle)
+        table, model = self.core.table, self.model
+        assert [describe(entry) for entry in table] == [known.listed for known in model.objects.values()]
+        assert len(table) == len(model.objects) <= MAX_OBJECTS
+        assert table.allocated == model.allocated <= CAPACITY == self.core.capacity
+        assert (list(table.idle), table.idle.nbytes) == (model.idle, model.size(model.idle))
         for entry in table:
-            model = self.objects[entry.object_id]
-            assert (entry.is_sealed, entry.delete_when_released) == (model.sealed, model.doomed)
-            assert entry.holders.keys() == {self.clients[number] for number in model.holders}
-            assert (entry.object_id in self.idle) == (model.sealed and not model.holders)
+            known = model.objects[entry.object_id]
+            assert entry.delete_when_released == known.doomed
+            assert entry.holders.keys() == {self.clients[number] for number in known.holders}
+            assert entry.owner is (None if known.owner is None else self.clients[known.owner])
 
     @invariant()
     def clients_hold_what_is_held_by_them(self) -> None:
-        assert [list(client.held) for client in self.clients] == self.held
+        assert {number: list(client.held) for number, client in enumerate(self.clients)} == self.model.held
+
+    @invariant()
+    def quotas_are_accounted(self) -> None:
+        for client, (number, share) in zip(self.core.table.quotas, self.model.shares.items(), strict=True):
+            quota = client.quota
+            assert client is self.clients[number]
+            assert quota is not None
+            assert (list(quota.owned), quota.owned.nbytes) == (share.owned, self.model.size(share.owned))
+            assert quota.owned.nbytes <= quota.nbytes
+        assert debug_string(self.core) == self.model.debug_string()
 
     @invariant()
     def no_byte_of_a_live_object_changes(self) -> None:
         for entry in self.core.table:
-            assert self.core.heap.view(entry.offset, entry.size) == self.objects[entry.object_id].content
+            content = self.model.objects[entry.object_id].content
+            assert content is not None
+            assert self.core.heap.view(entry.offset, entry.size) == content
 
     @invariant()
     def memory_is_accounted(self) -> None:
         allocator = self.core.heap.allocator
-        used = sum(block_size(model.size) for model in self.objects.values())
+        used = sum(block_size(known.size) for known in self.model.objects.values())
         assert allocator.top - allocator.free_bytes == used
 
     @invariant()
     def listeners_were_told_in_order(self) -> None:
-        assert self.log.told == self.expected
+        assert self.log.told == self.model.told
 
     @invariant()
     def each_get_is_answered_once_when_all_is_there(self) -> None:
-        for waiting in self.waiting:
-            assert waiting.pending is not None
-            assert waiting.pending.missing == waiting.missing
-            assert len(waiting.answers) == (not waiting.missing)
+        for get in self.gets:
+            assert get.pending.missing == get.waiting.missing
+            assert len(get.answers) == (not get.waiting.missing)
+
+    @invariant()
+    def who_waits_for_room_is_told(self) -> None:
+        assert self.calls > self.calls_seen or self.model.room <= self.room_seen
+        self.calls_seen, self.room_seen = self.calls, self.model.room
 
     def teardown(self) -> None:
-        for waiting in self.waiting:
-            assert waiting.pending is not None
-            self.core.stop_waiting(waiting.pending)
+        for get in self.gets:
+            self.core.stop_waiting(get.pending)
         for client in self.clients:
             self.core.disconnect(client)
         self.core.evict(CAPACITY + 1)
         for entry in list(self.core.table):  # empty objects that nothing needed to go for
-            assert self.core.delete(entry.object_id) is ErrorCode.OK
+            assert self.core.delete(entry.object_id) is OK
         assert self.core.table.allocated == 0
         assert not self.core._pending, "a get that nobody waits for is remembered"
         assert self.core.heap.used_bytes == 0
         self.core.close()
 
 
-TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+def code_of(call: Callable[[], object]) -> ErrorCode:
+    """What the protocol calls the outcome of a call."""
+    try:
+        call()
+    except ObjectExistsError:
+        return ErrorCode.OBJECT_EXISTS
+    except ObjectNotFoundError:
+        return ErrorCode.OBJECT_NOT_FOUND
+    except StoreFullError:
+        return ErrorCode.OUT_OF_MEMORY
+    return OK
+
+
+TestCore = CoreMachine.TestCase
+TestCore.settings = thorough(200, steps=50)
