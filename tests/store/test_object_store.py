@@ -418,7 +418,7 @@ async def test_views_in_reference_cycles_are_collected(door: Door) -> None:
             self.views = [lease.data, lease.data[1:], memoryview(lease.metadata), lease.metadata.cast("B")]
 
     await door.put(A, b"data", b"metadata")
-    for _ in range(100):
+    for _ in range(10):
         for lease in await door.store.get([A, A]):
             assert lease is not None
             Node(lease)

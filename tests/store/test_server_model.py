@@ -546,7 +546,7 @@ class ServerMachine(RuleBasedStateMachine):
             assert all(entry.is_sealed and not entry.holders for entry in self.core.table)
             for entry in list(self.core.table):
                 assert self.core.delete(entry.object_id) is OK
-            assert self.core.heap.allocator.free_bytes == self.core.heap.home
+            assert self.core.heap.used_bytes == 0
 
 
 TestServer = ServerMachine.TestCase
