@@ -113,7 +113,8 @@ class Spiller:
         """Write down what is gone, and then entries that are not on disk, until the disk refuses."""
         core = self._core
         try:
-            await anyio.to_thread.run_sync(self._directory.flush)
+            if self._directory.has_news:
+                await anyio.to_thread.run_sync(self._directory.flush)
             for batch in _batches(entries):
                 while core.spill_error is None and any(core.can_be_saved(entry) for entry in batch):
                     await self._write_batch(batch)
