@@ -15,7 +15,7 @@ from functools import partial
 import attrs
 import trio
 
-from plasmastream._errors import PeerError, PlasmastreamError, StoreConnectionError
+from plasmastream._errors import PeerError, PlasmastreamError, StoreConnectionError, StoreError
 from plasmastream.peer import PeerServer, ServerTimeouts
 from plasmastream.peer._transport import format_address
 from plasmastream.store import (
@@ -27,6 +27,7 @@ from plasmastream.store import (
     open_store,
     serve_store,
 )
+from plasmastream.store._spiller import Spiller
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class StoreOptions:
     """Move what is evicted to files in this directory."""
     spill_limit: int | None = None
     """Bytes of objects on disk."""
+    spill_is_temporary: bool = False
+    """Whether what is there goes with the store, however it ends."""
     persist: bool = False
     """In the end, have on disk what is in memory alone."""
     access: Access = attrs.Factory(Access)
@@ -74,7 +77,7 @@ async def run_store(path: str, options: StoreOptions) -> None:
         StoreError: a store is there already, or the socket cannot be made, or the directory cannot be used.
         StoreFullError: this machine, or the directory, has not so much memory.
     """
-    async with _until_signalled(), _embedded_store(path, options):
+    async with _until_signalled() as ending, _embedded_store(path, options, ending):
         await trio.sleep_forever()
 
 
@@ -110,8 +113,10 @@ async def run_node(
         StoreFullError: this machine, or the directory, has not so much memory.
         PlasmastreamError: the address cannot be listened at.
     """
-    start = partial(_embedded_store, plasma_socket, new_store)
-    async with _until_signalled() as ending, _store_at(plasma_socket, start, external_store) as store:
+    async with AsyncExitStack() as stack:
+        ending = await stack.enter_async_context(_until_signalled())
+        start = partial(_embedded_store, plasma_socket, new_store, ending)
+        store = await stack.enter_async_context(_store_at(plasma_socket, start, external_store))
         server = PeerServer(store, host=host, port=port, max_connections=max_connections, timeouts=timeouts)
 
         def shut_down() -> None:
@@ -140,17 +145,18 @@ class _Ending:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             task_status.started()
             async for _ in signals:
-                self.ask()
-                self.ask = self._everything.cancel
+                ask, self.ask = self.ask, self._everything.cancel
+                ask()
 
 
 @asynccontextmanager
 async def _until_signalled() -> AsyncIterator[_Ending]:
-    """A block that ends at a signal, without an error."""
+    """A block that ends at a signal, without an error; signals are heard until it has ended."""
     async with trio.open_nursery() as nursery:
-        ending = _Ending(nursery.cancel_scope)
-        await nursery.start(ending.watch)
-        yield ending
+        with trio.CancelScope() as everything:
+            ending = _Ending(everything)
+            await nursery.start(ending.watch)
+            yield ending
         nursery.cancel_scope.cancel()
 
 
@@ -174,7 +180,7 @@ async def _store_at(
 
 
 @asynccontextmanager
-async def _embedded_store(path: str, options: StoreOptions) -> AsyncIterator[EmbeddedStore]:
+async def _embedded_store(path: str, options: StoreOptions, ending: _Ending) -> AsyncIterator[EmbeddedStore]:
     sys.setswitchinterval(_SWITCH_INTERVAL)
     gc.set_threshold(*_COLLECTIONS)
     make = partial(
@@ -184,6 +190,7 @@ async def _embedded_store(path: str, options: StoreOptions) -> AsyncIterator[Emb
         huge_pages=options.huge_pages,
         spill=options.spill,
         spill_limit=options.spill_limit,
+        spill_is_temporary=options.spill_is_temporary,
     )
     # Reserving takes a fifth of a second and more per GiB; a signal need not wait for it.
     with await trio.to_thread.run_sync(make, abandon_on_cancel=True) as store:
@@ -200,13 +207,32 @@ async def _embedded_store(path: str, options: StoreOptions) -> AsyncIterator[Emb
             async with trio.open_nursery() as nursery:
                 await nursery.start(store.run)
                 await nursery.start(serve)
+                if store.core.table.spilled:
+                    _say(f"{store.core.table.spilled} objects found in {options.spill}")
                 _say(f"store ready at {path}, capacity {store.capacity} bytes")
                 yield store
                 nursery.cancel_scope.cancel()
         finally:
             if options.persist and store.spiller is not None:
-                with trio.CancelScope(shield=True):  # from here on, a signal ends the process at once
-                    await store.spiller.persist()
+                await _persist(store.spiller, ending)
+
+
+async def _persist(spiller: Spiller, ending: _Ending) -> None:
+    """Have on disk what is in memory alone. The signal that ended the store is no reason to stop, nor is the next one.
+
+    Raises:
+        StoreError: objects are lost.
+    """
+    with trio.CancelScope(shield=True) as keeping:
+
+        def warn() -> None:
+            _log.warning("objects are being kept on disk; another signal gives up the rest")
+            ending.ask = keeping.cancel
+
+        ending.ask = warn
+        await spiller.persist()
+    if keeping.cancelled_caught and spiller.unsaved_objects:
+        raise StoreError(f"{spiller.unsaved_objects:,} objects were not kept: a signal came first")
 
 
 def _say(line: str) -> None:

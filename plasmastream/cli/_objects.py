@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
-from plasmastream._errors import ObjectNotFoundError, PlasmastreamError
+from plasmastream._errors import ObjectNotFoundError, PlasmastreamError, StoreFullError
 from plasmastream._object_id import ObjectID
 from plasmastream.cli._run import ExitStatus, UsageError, complain
 from plasmastream.store import StoreClient, open_store
@@ -61,6 +61,8 @@ async def get_object(object_id: ObjectID, output: str, timeout: float, path: str
     """
     async with open_store(path) as store:
         (lease,) = await store.get([object_id], timeout=timeout)
+        if lease is None and await store.contains([object_id]) == [True]:
+            raise StoreFullError(f"object {object_id} is on disk, and finds no room in memory: all of it is in use")
         if lease is None:
             raise ObjectNotFoundError(f"object {object_id} is not in the store")
         with lease:

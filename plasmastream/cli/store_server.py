@@ -3,6 +3,7 @@
 These are Google's flags: one dash or two, `-m 1000` or `-m=1000`, and `-h` is no help but huge pages.
 """
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -127,15 +128,11 @@ def store_server() -> ExitStatus:
 
 
 def _serve(path: str, memory: int, directory: str | None, *, huge_pages: bool, external: bool) -> None:
-    import tempfile
-    from contextlib import ExitStack
-
     import trio
 
     from plasmastream._node import StoreOptions, run_store
     from plasmastream.cli._log import log_to_stderr
 
     log_to_stderr()
-    with ExitStack() as stack:
-        spill = stack.enter_context(tempfile.TemporaryDirectory(prefix="plasmastream-")) if external else None
-        trio.run(run_store, path, StoreOptions(memory, directory, huge_pages, spill))
+    spill = (os.environ.get("TMPDIR") or "/tmp") if external else None
+    trio.run(run_store, path, StoreOptions(memory, directory, huge_pages, spill, spill_is_temporary=external))

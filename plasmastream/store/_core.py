@@ -151,10 +151,13 @@ class StoreCore:
         if not (0 <= data_size < _MAX_SIZE and 0 <= metadata_size < _MAX_SIZE):
             raise StoreFullError(f"object {object_id} cannot have {data_size} + {metadata_size} bytes")
         entry = Entry(object_id, data_size, metadata_size, client, self._clock())
+        if self.table.spilled:
+            self._keep_a_way_back(entry.size)
         self._make_room(client, entry.size, evict=evict)
         entry.offset = self._allocate(entry.size, evict=evict)
         self.table.add(entry)
-        self._save_ahead()
+        if self.spill is not None:
+            self._save_ahead()
         return entry
 
     def seal(self, object_id: ObjectID, digest: bytes) -> Entry:
@@ -466,8 +469,14 @@ class StoreCore:
         if unsaved:
             raise MustSpillError(unsaved)
 
+    def _keep_a_way_back(self, size: int) -> None:
+        """See that what is on disk alone can come back after an object of `size` bytes was created."""
+        lacking = self.table.lacking_saved(size)
+        if lacking:
+            self._check_saved(self.table.oldest_unsaved(lacking))
+
     def _save_ahead(self) -> None:
-        if self.table.lacks_saved:
+        if self.table.lacking_saved():
             self.on_spill_work()
 
     def _evict(self, victims: Sequence[Entry]) -> None:

@@ -37,7 +37,8 @@ class EmbeddedStore:
     without a name in that directory, rather than no file system at all; and huge pages, rather than common ones.
 
     What is evicted goes to files in the directory `spill`, if there is one, up to `spill_limit` bytes, and comes back
-    when somebody asks for it; what one store has left there, a later one finds. Then `run` must run meanwhile.
+    when somebody asks for it; what one store has left there, a later one finds, unless `spill_is_temporary`. Then `run`
+    must run meanwhile.
 
     Raises:
         StoreFullError: the machine, or the directory, cannot reserve so much memory.
@@ -53,9 +54,12 @@ class EmbeddedStore:
         huge_pages: bool = False,
         spill: str | None = None,
         spill_limit: int | None = None,
+        spill_is_temporary: bool = False,
     ) -> None:
         with ExitStack() as stack:
-            files = None if spill is None else stack.enter_context(SpillDirectory(spill, spill_limit))
+            files = None if spill is None else stack.enter_context(
+                SpillDirectory(spill, spill_limit, temporary=spill_is_temporary)
+            )
             self.core = StoreCore(
                 capacity, max_objects=max_objects, directory=directory, huge_pages=huge_pages, spill=files
             )

@@ -246,16 +246,25 @@ def _make_file(name: str, directory: str | None, huge_pages: bool) -> int:
                 raise
             raise StoreFullError(f"this kernel has no huge pages: {error.strerror}") from error
     try:
-        try:
-            return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise
-        fd, path = tempfile.mkstemp(prefix="plasmastream-", dir=directory)
-        os.unlink(path)
-        return fd
+        return file_without_name(directory)
     except OSError as error:
         raise StoreError(f"no memory can be had in the directory {directory}: {error.strerror}") from error
+
+
+def file_without_name(directory: str) -> int:
+    """A new file in a directory, gone when the last descriptor of it is closed.
+
+    Raises:
+        OSError: there can be none.
+    """
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    fd, path = tempfile.mkstemp(prefix="plasmastream-", dir=directory)
+    os.unlink(path)
+    return fd
 
 
 def _check_huge_pages(nbytes: int, page_size: int) -> None:

@@ -1,9 +1,10 @@
 """Objects on disk: two files in a directory, `objects` with their bytes and `journal` with what lies where.
 
-Space in `objects` is shared out by the same arithmetic as shared memory, and what is freed is given back to the file
-system. The journal is a list of fixed entries, each with a checksum of its own: an object was written, or is gone. Each
-object's bytes have a checksum too, which is verified whenever they are read. After a crash of the store, all that the
-journal tells is there; after a crash of the machine, what did not reach the disk is noticed and never returned.
+Space in `objects` is shared out by the same arithmetic as shared memory, in whole pages, and what is freed is given
+back to the file system. The journal is a list of fixed entries, each with a checksum of its own: an object was written,
+or is gone. Each object's bytes have a checksum too, which is verified whenever they are read. After a crash of the
+store, all that the journal tells is there; after a crash of the machine, what did not reach the disk is noticed and
+never returned.
 
 `reserve`, `forget` and the properties are for the loop and never wait for the disk. `write`, `flush`, `read` and `sync`
 are for threads: those that write one at a time, and `read` at any time.
@@ -25,9 +26,9 @@ from xxhash import xxh3_64_intdigest
 
 from plasmastream._errors import StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
-from plasmastream.store._allocator import ALIGNMENT, Allocator, block_size
+from plasmastream.store._allocator import Allocator
 from plasmastream.store._record import Record
-from plasmastream.store._segment import PAGE_SIZE
+from plasmastream.store._segment import PAGE_SIZE, file_without_name
 
 _log = logging.getLogger(__name__)
 
@@ -54,13 +55,15 @@ class SpillDirectory:
 
     Args:
         directory: where the files are, or will be.
-        limit: bytes that all objects here may have together; None for what the file system has.
+        limit: bytes that all objects here may take together, in whole pages; None for what the file system has.
+        temporary: keep no journal, and have no name for the other file: all is gone with this process, however it
+            ends, and others may use the directory too.
 
     Raises:
         StoreError: the directory cannot be used, is in use, or holds something else.
     """
 
-    def __init__(self, directory: str, limit: int | None = None) -> None:
+    def __init__(self, directory: str, limit: int | None = None, *, temporary: bool = False) -> None:
         self.directory = directory
         self.limit = limit
         self.used = 0
@@ -71,10 +74,13 @@ class SpillDirectory:
         self._journal = -1
         self._length = self._reserved = 0  # of the journal: entries, and bytes
         try:
+            if temporary:
+                self._objects = self._take(file_without_name(directory))
+                return
             os.makedirs(directory, mode=0o700, exist_ok=True)
-            self._directory = self._open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            self._directory = self._take(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._objects = self._open(self._path("objects"), os.O_RDWR | os.O_CREAT)
+            self._objects = self._take(os.open(self._path("objects"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._restore_journal()
         except BlockingIOError:
             self.close()
@@ -107,7 +113,7 @@ class SpillDirectory:
         Raises:
             StoreFullError: that is more than the limit allows.
         """
-        block = block_size(size)
+        block = _block_size(size)
         if self.limit is not None and self.used + block > self.limit:
             raise StoreFullError(
                 f"{self.directory} has reached its limit: {self.used:,} of {self.limit:,} bytes are taken"
@@ -124,7 +130,7 @@ class SpillDirectory:
 
     def release(self, offset: int, size: int) -> None:
         """Give back room that was reserved, and that no record tells of."""
-        block = block_size(size)
+        block = _block_size(size)
         if block:
             self._allocator.free(offset, block)
             self.used -= block
@@ -176,7 +182,7 @@ class SpillDirectory:
             self._append([_entry(_GONE, record) for record in gone])
         del self._gone[: len(gone)]
         for record in gone:
-            self._punch(record)
+            self._punch(record.offset, _block_size(record.size))
 
     def read(self, record: Record, memory: memoryview) -> None:
         """Read an object's data and metadata into memory of its size.
@@ -202,8 +208,8 @@ class SpillDirectory:
         Raises:
             OSError: it did not get there.
         """
-        os.fsync(self._objects)
-        os.fsync(self._journal)
+        for file in (self._objects, self._journal):
+            os.fsync(file)
 
     def close(self) -> None:
         """Close the files; what is written stays. May be called again."""
@@ -220,8 +226,7 @@ class SpillDirectory:
     ) -> None:
         self.close()
 
-    def _open(self, path: str, flags: int) -> int:
-        file = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    def _take(self, file: int) -> int:
         self._files.append(file)
         return file
 
@@ -240,15 +245,18 @@ class SpillDirectory:
         end = os.fstat(self._objects).st_size
         top = 0
         for record in sorted(self._live.values(), key=lambda record: record.offset):
-            block = block_size(record.size)
-            if block and (record.offset < top or record.offset % ALIGNMENT or record.offset + record.size > end):
+            block = _block_size(record.size)
+            if block and (record.offset < top or record.offset % PAGE_SIZE or record.offset + record.size > end):
                 _log.error("object %s was lost: %s does not hold it", record.object_id, self._path("objects"))
                 del self._live[record.object_id]
             elif block:
-                self._allocator.grow(record.offset - top)
+                if record.offset > top:
+                    self._allocator.grow(record.offset - top)
+                    self._punch(top, record.offset - top)  # what was written there may have had no entry yet
                 self._allocator.take(block)
                 top = record.offset + block
                 self.used += block
+        os.ftruncate(self._objects, top)
         self._rewrite()
 
     def _entries(self) -> Iterable[tuple[bytes, Record]]:
@@ -259,16 +267,18 @@ class SpillDirectory:
                     raise StoreError(f"{self._path('journal')} was written by something else, or by a later version")
                 while text := journal.read(_ENTRY_SIZE):
                     if text == _NOTHING:
-                        return  # reserved ahead, and never written
+                        continue  # reserved ahead, and never written
                     if len(text) < _ENTRY_SIZE or xxh3_64_intdigest(text[:-8]) != _CHECK.unpack(text[-8:])[0]:
-                        _log.error("%s is damaged, from byte %d on", journal.name, journal.tell() - len(text))
-                        return
+                        _log.error("%s: the entry at byte %d is damaged", journal.name, journal.tell() - len(text))
+                        continue
                     kind, object_id, *fields = _ENTRY.unpack_from(text)
                     yield kind, Record(ObjectID(object_id), *fields)
         except FileNotFoundError:
             return
 
     def _append(self, entries: Sequence[bytes]) -> None:
+        if self._journal < 0:
+            return
         end = (self._length + len(entries)) * _ENTRY_SIZE
         if end > self._reserved:
             os.posix_fallocate(self._journal, self._reserved, end + _JOURNAL_STEP - self._reserved)
@@ -299,14 +309,17 @@ class SpillDirectory:
         self._files.append(file)
         self._journal, self._length, self._reserved = file, len(entries), reserved
 
-    def _punch(self, record: Record) -> None:
-        """Give the whole pages of an object that is gone back to the file system, where it can take them."""
-        first = -(-record.offset // PAGE_SIZE) * PAGE_SIZE
-        length = (record.offset + record.size) // PAGE_SIZE * PAGE_SIZE - first
-        if length > 0:
+    def _punch(self, offset: int, nbytes: int) -> None:
+        """Give whole pages back to the file system, where it can take them."""
+        if nbytes:
             _libc.fallocate(
-                self._objects, _FALLOC_PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(first), ctypes.c_long(length)
+                self._objects, _FALLOC_PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(offset), ctypes.c_long(nbytes)
             )
+
+
+def _block_size(size: int) -> int:
+    """Bytes that an object takes: whole pages, so that what is freed is free for the file system as well."""
+    return -(-size // PAGE_SIZE) * PAGE_SIZE
 
 
 def _entry(kind: bytes, record: Record) -> bytes:

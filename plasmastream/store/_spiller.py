@@ -47,6 +47,8 @@ class Spiller:
         self._readers = anyio.CapacityLimiter(_READERS)
         self._to_save = anyio.Event()
         self._to_return = anyio.Event()
+        self._freed = anyio.Event()
+        self._used_when_refused = 0
         self._stuck: set[ObjectID] = set()
         self._unreadable: set[ObjectID] = set()
         self._complaint: str | None = None
@@ -81,17 +83,23 @@ class Spiller:
         core.spill_error = None
         async with self._writing:
             await self._write([entry for entry in core.table if entry.is_sealed])
-            lost = [entry for entry in core.table if entry.is_sealed and entry.record is None]
-            if lost:
-                raise StoreError(f"{len(lost):,} objects could not be kept: {core.spill_error}")
+            if self.unsaved_objects:
+                raise StoreError(f"{self.unsaved_objects:,} objects could not be kept: {core.spill_error}")
             try:
                 await anyio.to_thread.run_sync(self._directory.flush)
                 await anyio.to_thread.run_sync(self._directory.sync)
             except OSError as error:
                 raise StoreError(f"objects may be lost: {self._directory.directory}: {error.strerror}") from error
 
+    @property
+    def unsaved_objects(self) -> int:
+        """How many sealed objects are in memory alone."""
+        return sum(entry.is_sealed and entry.record is None for entry in self._core.table)
+
     def _wake(self) -> None:
         self._to_save.set()
+        if self._directory.used < self._used_when_refused:
+            self._freed.set()
         if self._core.wanted:
             self._to_return.set()
 
@@ -102,12 +110,14 @@ class Spiller:
         while True:
             await self._to_save.wait()
             self._to_save = anyio.Event()
-            while core.spill_error is not None or core.table.lacks_saved or self._directory.has_news:
+            while core.spill_error is not None or core.table.lacking_saved() or self._directory.has_news:
                 if core.spill_error is not None:
-                    await anyio.sleep(_RETRY)
+                    with anyio.move_on_after(_RETRY):
+                        await self._freed.wait()
                     core.spill_error = None
+                    self._freed = anyio.Event()
                 async with self._writing:
-                    await self._write(core.table.oldest_unsaved(_BATCH) if core.table.lacks_saved else ())
+                    await self._write(core.table.oldest_unsaved(_BATCH) if core.table.lacking_saved() else ())
 
     async def _write(self, entries: Iterable[Entry]) -> None:
         """Write down what is gone, and then entries that are not on disk, until the disk refuses."""
@@ -117,6 +127,7 @@ class Spiller:
                 await anyio.to_thread.run_sync(self._directory.flush)
             for batch in _batches(entries):
                 while core.spill_error is None and any(core.can_be_saved(entry) for entry in batch):
+                    await anyio.lowlevel.checkpoint()
                     await self._write_batch(batch)
         except (OSError, StoreFullError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -124,6 +135,7 @@ class Spiller:
             if core.spill_error != self._complaint:
                 _log.error("%s", core.spill_error)
             self._complaint = core.spill_error
+            self._used_when_refused = self._directory.used
             self._to_save.set()
         else:
             if self._complaint is not None and core.spill_error is None:
@@ -193,7 +205,7 @@ class Spiller:
             except MustSpillError as error:
                 await self.save(error.entries)
             except StoreFullError as error:
-                _log.info("object %s stays on disk for now: %s", object_id, error)
+                _log.debug("object %s stays on disk for now: %s", object_id, error)
                 self._stuck.add(object_id)
                 core.watch_room(self._try_again)
                 core.does_not_return(object_id)

@@ -131,6 +131,8 @@ class ObjectTable:
         """Those of the idle objects that are not on disk, where the store spills."""
         self.keeps_unsaved = False
         """Whether these must stay, for the disk takes nothing."""
+        self.spilled = 0
+        """How many objects are on disk alone."""
         self.quotas: dict[Client, Quota] = {}
         self._entries: dict[ObjectID, Entry] = {}
         self._entered = 0
@@ -330,6 +332,7 @@ class ObjectTable:
         del self._entries[entry.object_id]
         if not entry.is_sealed:
             self._leave_unsealed(entry)
+        self.spilled -= not entry.is_resident
         self._retire(entry)
         for holder in entry.holders:
             holder.held.pop(entry.object_id, None)
@@ -341,6 +344,7 @@ class ObjectTable:
         past = Client("an earlier store")
         entry = Entry(record.object_id, record.data_size, record.metadata_size, past, record.created_at)
         entry.sealed_at, entry.digest, entry.record, entry.is_resident = record.sealed_at, record.digest, record, False
+        self.spilled += 1
         self._enter(entry)
 
     def spill(self, entry: Entry) -> None:
@@ -348,6 +352,7 @@ class ObjectTable:
         assert entry.record is not None
         self._retire(entry)
         entry.is_resident = False
+        self.spilled += 1
 
     def begin_return(self, entry: Entry) -> None:
         """Charge for the memory of an object that is to be read from disk."""
@@ -358,7 +363,9 @@ class ObjectTable:
         """The object is in memory, or gave its memory back."""
         entry.in_transit = False
         entry.is_resident = complete
-        if not complete:
+        if complete:
+            self.spilled -= 1
+        else:
             self.allocated -= entry.size
 
     def saved(self, entry: Entry, record: Record) -> None:
@@ -366,12 +373,14 @@ class ObjectTable:
         entry.record = record
         self.unsaved.discard(entry.object_id)
 
-    @property
-    def lacks_saved(self) -> bool:
-        """Whether more objects should be saved, so that a create need not wait: a fifth of the capacity should be
-        free, or be taken by idle objects that are on disk."""
-        ready = self.capacity - self.allocated + self.idle.nbytes - self.unsaved.nbytes
-        return bool(self.unsaved) and ready < self.capacity // 5
+    def lacking_saved(self, size: int = 0) -> int:
+        """Bytes of objects that should be saved before an object of `size` bytes is created.
+
+        A fifth of the capacity is to be free, or taken by idle objects that are on disk: so creates need not wait,
+        and what is on disk alone has a way back, also when the disk takes nothing any more.
+        """
+        ready = self.capacity - self.allocated + self.idle.nbytes - self.unsaved.nbytes - size
+        return max(0, min(self.unsaved.nbytes, self.capacity // 5 - ready))
 
     def oldest_unsaved(self, nbytes: int) -> list[Entry]:
         """The oldest idle entries that are not on disk and reach `nbytes` in sum."""
