@@ -241,6 +241,37 @@ def test_looking_for_pages_to_move_is_paid_for_by_what_was_freed() -> None:
     heap.close()
 
 
+def test_pages_that_are_refused_half_way_leave_the_heap_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    heap = Heap(8 * PAGE_SIZE, 100)
+    holes = every_other(heap)
+    kept = set(range(0, heap.home, PAGE_SIZE)) - set(holes)
+    beyond = heap.allocate(4 * PAGE_SIZE)  # takes the pages of all holes
+    assert not any(is_reserved(heap, offset // PAGE_SIZE) for offset in holes)
+    for offset in kept:
+        heap.free(offset, PAGE_SIZE)
+    used, real = heap.used_bytes, os.posix_fallocate
+    for allowed in range(3):
+        calls: list[int] = []
+
+        def refuse(fd: int, offset: int, nbytes: int, calls: list[int] = calls, allowed: int = allowed) -> None:
+            calls.append(offset)
+            if len(calls) > allowed:
+                raise OSError(28, "No space left on device")
+            real(fd, offset, nbytes)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "posix_fallocate", refuse)
+            with pytest.raises(StoreFullError, match="No space left"):
+                heap.allocate(8 * PAGE_SIZE)
+        assert heap.used_bytes == used
+        assert heap.segment.reserved == pages_taken(heap)
+    heap.free(beyond, 4 * PAGE_SIZE)
+    assert heap.allocate(8 * PAGE_SIZE) == 0
+    assert heap.segment.reserved == pages_taken(heap) >= heap.home
+    assert all(is_reserved(heap, page) for page in range(8))
+    heap.close()
+
+
 def test_addresses_are_not_endless_either() -> None:
     heap = Heap(PAGE_SIZE, 1)
     with pytest.raises(StoreFullError, match="fragmented"):
