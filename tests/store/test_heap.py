@@ -83,6 +83,7 @@ class HeapMachine(RuleBasedStateMachine):
 
     @rule(nbytes=SIZES, share=st.integers(0, 3))
     def allocate_while_the_kernel_refuses(self, nbytes: int, share: int) -> None:
+        before = self.heap.segment.reserved
         real, calls = os.posix_fallocate, []
 
         def refuse(fd: int, offset: int, size: int) -> None:
@@ -95,7 +96,7 @@ class HeapMachine(RuleBasedStateMachine):
         try:
             offset = self.heap.allocate(nbytes)
         except StoreFullError:
-            pass
+            assert self.heap.segment.reserved <= before
         else:
             self.heap.free(offset, nbytes)
         finally:
@@ -212,6 +213,16 @@ def test_the_slack_is_used_before_pages_move() -> None:
     heap.allocate(2 * PAGE_SIZE)
     assert sum(is_reserved(heap, offset // PAGE_SIZE) for offset in holes) == len(holes) - 2
     assert heap.segment.reserved == pages_taken(heap) == heap.home + heap.slack
+    heap.close()
+
+
+def test_pages_move_where_the_machine_has_none_for_the_slack(monkeypatch: pytest.MonkeyPatch) -> None:
+    heap = Heap(128 * PAGE_SIZE, 1000)
+    holes = every_other(heap)
+    monkeypatch.setattr(_segment, "available_memory", lambda: 0)
+    heap.allocate(2 * PAGE_SIZE)
+    assert heap.segment.reserved == pages_taken(heap) == heap.home
+    assert sum(is_reserved(heap, offset // PAGE_SIZE) for offset in holes) == len(holes) - 2
     heap.close()
 
 
