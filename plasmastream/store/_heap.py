@@ -79,10 +79,12 @@ class Heap:
         if offset is None:
             raise StoreFullError("the store's memory is too fragmented: its address space is used up")
         if offset + size > self._wet_until:
+            held = self.segment.reserved
             try:
-                self._reserve(offset // self._page_size, -(-(offset + size) // self._page_size))
+                self._reserve(offset // self._page_size, -(-(offset + size) // self._page_size), held)
             except BaseException:
                 self.allocator.free(offset, size)
+                self._give_back(self.segment.reserved - held)
                 raise
         return offset
 
@@ -109,36 +111,25 @@ class Heap:
         """Let the memory go."""
         self.segment.close()
 
-    def _reserve(self, first: int, last: int) -> None:
-        """See that none of these pages is dry."""
-        runs = self._runs(_DRY, first, last)
-        missing = sum(end - start for start, end in runs) * self._page_size
-        promised = max(self.segment.reserved, self.home)
-        self._give_back(self.segment.reserved + missing - self._most)
+    def _reserve(self, first: int, last: int, held: int) -> None:
+        """See that none of these pages is dry; `held` bytes are reserved by now."""
+        self._last_wet = max(self._last_wet, last)
         try:
-            self._reserve_runs(runs, promised)
+            self._reserve_within(self._most, first, last, held)
         except StoreFullError:
             # The machine has nothing to spare for the slack. What is ours can still move.
-            self._give_back(self.segment.reserved + missing - promised)
-            self._reserve_runs(runs, promised)
-        self._last_wet = max(self._last_wet, last)
+            self._reserve_within(held, first, last, held)
         dry = self._pages.find(_DRY, self._wet_until // self._page_size)
         self._wet_until = dry * self._page_size if dry >= 0 else self.segment.length
 
-    def _reserve_runs(self, runs: list[tuple[int, int]], promised: int) -> None:
-        done = 0
-        try:
-            for first, last in runs:
-                nbytes = (last - first) * self._page_size
-                self.segment.reserve(
-                    first * self._page_size, nbytes, replacing=max(0, promised - self.segment.reserved)
-                )
-                self._pages[first:last] = bytes([_WET]) * (last - first)
-                done += 1
-        except BaseException:
-            for first, last in runs[:done]:
-                self._dry(first, last)
-            raise
+    def _reserve_within(self, limit: int, first: int, last: int, held: int) -> None:
+        runs = self._runs(_DRY, first, last)
+        missing = sum(end - start for start, end in runs) * self._page_size
+        self._give_back(self.segment.reserved + missing - limit)
+        for start, end in runs:
+            replacing = max(0, held - self.segment.reserved)
+            self.segment.reserve(start * self._page_size, (end - start) * self._page_size, replacing=replacing)
+            self._pages[start:end] = bytes([_WET]) * (end - start)
 
     def _give_back(self, nbytes: int) -> None:
         """Give back so many bytes in whole pages, or all that free blocks have."""

@@ -93,7 +93,7 @@ class AllocatorMachine(RuleBasedStateMachine):
 
 
 TestAllocator = AllocatorMachine.TestCase
-TestAllocator.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestAllocator.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
 
 
 @given(st.integers(0, 1 << 50))

@@ -83,6 +83,7 @@ class HeapMachine(RuleBasedStateMachine):
 
     @rule(nbytes=SIZES, share=st.integers(0, 3))
     def allocate_while_the_kernel_refuses(self, nbytes: int, share: int) -> None:
+        before = self.heap.segment.reserved
         real, calls = os.posix_fallocate, []
 
         def refuse(fd: int, offset: int, size: int) -> None:
@@ -95,7 +96,7 @@ class HeapMachine(RuleBasedStateMachine):
         try:
             offset = self.heap.allocate(nbytes)
         except StoreFullError:
-            pass
+            assert self.heap.segment.reserved <= before
         else:
             self.heap.free(offset, nbytes)
         finally:
@@ -215,6 +216,16 @@ def test_the_slack_is_used_before_pages_move() -> None:
     heap.close()
 
 
+def test_pages_move_where_the_machine_has_none_for_the_slack(monkeypatch: pytest.MonkeyPatch) -> None:
+    heap = Heap(128 * PAGE_SIZE, 1000)
+    holes = every_other(heap)
+    monkeypatch.setattr(_segment, "available_memory", lambda: 0)
+    heap.allocate(2 * PAGE_SIZE)
+    assert heap.segment.reserved == pages_taken(heap) == heap.home
+    assert sum(is_reserved(heap, offset // PAGE_SIZE) for offset in holes) == len(holes) - 2
+    heap.close()
+
+
 def test_pages_with_a_byte_in_use_stay() -> None:
     """The price of blocks that cannot move: whole pages, for as long as they are needed."""
     heap = Heap(8 * PAGE_SIZE, 1000)
@@ -238,6 +249,37 @@ def test_looking_for_pages_to_move_is_paid_for_by_what_was_freed() -> None:
     heap.allocate(100 * PAGE_SIZE)
     assert heap.segment.reserved == heap.home + heap.slack
     assert len(heap.allocator.changed) < holes - 180
+    heap.close()
+
+
+def test_pages_that_are_refused_half_way_leave_the_heap_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    heap = Heap(8 * PAGE_SIZE, 100)
+    holes = every_other(heap)
+    kept = set(range(0, heap.home, PAGE_SIZE)) - set(holes)
+    beyond = heap.allocate(4 * PAGE_SIZE)  # takes the pages of all holes
+    assert not any(is_reserved(heap, offset // PAGE_SIZE) for offset in holes)
+    for offset in kept:
+        heap.free(offset, PAGE_SIZE)
+    used, real = heap.used_bytes, os.posix_fallocate
+    for allowed in range(3):
+        calls: list[int] = []
+
+        def refuse(fd: int, offset: int, nbytes: int, calls: list[int] = calls, allowed: int = allowed) -> None:
+            calls.append(offset)
+            if len(calls) > allowed:
+                raise OSError(28, "No space left on device")
+            real(fd, offset, nbytes)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "posix_fallocate", refuse)
+            with pytest.raises(StoreFullError, match="No space left"):
+                heap.allocate(8 * PAGE_SIZE)
+        assert heap.used_bytes == used
+        assert heap.segment.reserved == pages_taken(heap)
+    heap.free(beyond, 4 * PAGE_SIZE)
+    assert heap.allocate(8 * PAGE_SIZE) == 0
+    assert heap.segment.reserved == pages_taken(heap) >= heap.home
+    assert all(is_reserved(heap, page) for page in range(8))
     heap.close()
 
 
