@@ -20,7 +20,7 @@ from plasmastream.testing._passage import Changes, Passage, Triggered
 
 Scripts: TypeAlias = Script | Sequence[Script] | Callable[[int], Script]
 """Scripts by connection, which are numbered from 0: one for the first, or for the first few (later ones are passed on
-untouched), or a function that makes one for every number."""
+untouched), or a function that makes one for every number. Should it raise, that is logged, and the connection ends."""
 
 _MAX_CONNECTIONS = 1024
 _CONNECT_TIMEOUT = 30.0

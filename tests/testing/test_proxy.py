@@ -33,7 +33,7 @@ ANSWER = random.Random(2).randbytes(500_000)
 @pytest.fixture
 def clock() -> MockClock:
     """Jumps where nothing has moved for a moment; not at once, since bytes in a socket are seen by nobody."""
-    return MockClock(autojump_threshold=0.02)
+    return MockClock(autojump_threshold=0.03)
 
 
 async def test_without_faults_everything_passes_both_ways() -> None:
@@ -119,7 +119,8 @@ async def test_what_stalls_goes_on_when_it_is_released(at: int) -> None:
     ):
         connection = await proxy.wait_connection()
         await connection.wait_triggered(stall)
-        await wait_all_tasks_blocked(0.01)
+        while len(client.heard) < at:
+            await wait_all_tasks_blocked(0.01)
         assert (client.heard, client.ending) == (ANSWER[:at], "")
         # The other direction is none the worse.
         await client.talk(b"hello", then_end=False)
@@ -205,12 +206,12 @@ async def test_a_delay_is_for_each_byte_and_for_the_end(clock: MockClock) -> Non
             await trio.sleep(1)
         connection = proxy.connections[0]
         await connection.wait_passed(to_client=1)
-        assert trio.current_time() - start == pytest.approx(14)
+        assert 14 <= trio.current_time() - start + 0.001 < 20
         await connection.wait_passed(to_client=3)
-        assert trio.current_time() - start == pytest.approx(16)
+        assert 16 <= trio.current_time() - start + 0.001 < 22  # and not 42: each byte is on its way by itself
         await client.stream.send_eof()
         await client.over.wait()
-        assert trio.current_time() - start == pytest.approx(30)
+        assert 30 <= trio.current_time() - start + 0.001 < 40
         assert client.heard == b"xxx"
 
 
@@ -245,7 +246,7 @@ async def test_no_more_is_read_than_is_taken() -> None:
         connection = await proxy.wait_connection()
         await connection.wait_triggered(Stall(1))
         await wait_all_tasks_blocked(0.05)
-        assert connection.to_client.received <= 512 << 10
+        assert connection.to_client.received <= 256 << 10
 
 
 async def test_scripts_are_chosen_by_number() -> None:
