@@ -99,6 +99,7 @@ def test_the_pure_parts_of_the_store_do_no_io(module: str) -> None:
     ("package", "forbidden"),
     [
         ("plasmastream.wire", ["_client", "store", "blocking", "peer", "formats", "cli"]),
+        ("plasmastream.testing", ["_client", "store", "blocking", "formats", "cli"]),
         ("plasmastream._client", ["store", "blocking", "peer", "cli"]),
         ("plasmastream.blocking", ["store", "peer", "formats", "cli"]),
         ("plasmastream.store", ["peer", "cli"]),
@@ -120,6 +121,14 @@ def test_nobody_imports_the_command_line() -> None:
         module
         for module in set(MODULES) - set(modules_in("plasmastream.cli")) - {"plasmastream.__main__"}
         if any(within(name, "plasmastream.cli") for name in imports(module))
+    ]
+
+
+def test_nobody_imports_what_is_for_tests() -> None:
+    assert not [
+        module
+        for module in set(MODULES) - set(modules_in("plasmastream.testing"))
+        if any(within(name, "plasmastream.testing") for name in imports(module))
     ]
 
 

@@ -3,12 +3,13 @@
 from plasmastream.peer._client import PeerClient, PeerTimeouts, open_peer
 from plasmastream.peer._receiver import Progress
 from plasmastream.peer._server import DEFAULT_MAX_CONNECTIONS, PeerServer, ServerTimeouts
-from plasmastream.peer._transport import DEFAULT_PORT, PeerStalledError, parse_address
+from plasmastream.peer._transport import DEFAULT_PORT, Connect, PeerStalledError, Transport, parse_address
 from plasmastream.wire.stream import Limits, PeerRequest, Status, TransferKind, describe_status
 
 __all__ = [
     "DEFAULT_MAX_CONNECTIONS",
     "DEFAULT_PORT",
+    "Connect",
     "Limits",
     "PeerClient",
     "PeerRequest",
@@ -19,6 +20,7 @@ __all__ = [
     "ServerTimeouts",
     "Status",
     "TransferKind",
+    "Transport",
     "describe_status",
     "open_peer",
     "parse_address",

@@ -10,7 +10,14 @@ import attrs
 from plasmastream._errors import PeerError, TransferError
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._receiver import Progress, Receiver
-from plasmastream.peer._transport import DEFAULT_PORT, PeerStalledError, TcpTransport, connect, format_address
+from plasmastream.peer._transport import (
+    DEFAULT_PORT,
+    Connect,
+    PeerStalledError,
+    Transport,
+    connect,
+    format_address,
+)
 from plasmastream.store._object_store import ObjectStore
 from plasmastream.wire.stream import (
     NEED_DATA,
@@ -38,7 +45,7 @@ class PeerTimeouts:
 
 @attrs.define(eq=False)
 class _Link:
-    transport: TcpTransport
+    transport: Transport
     connection: ClientConnection
 
 
@@ -46,6 +53,13 @@ class PeerClient:
     """A client of the plasmastream server at `host` and `port`. One request at a time; more wait in order.
 
     It connects when it has to, and again after an error. Use `open_peer`, or call `aclose` in the end.
+
+    Args:
+        host: a name, or an IPv4 or IPv6 address.
+        port: its TCP port.
+        timeouts: how patient to be.
+        limits: what is asked for and accepted.
+        connect: makes a connection; by TCP, unless something else is given.
     """
 
     def __init__(
@@ -55,11 +69,13 @@ class PeerClient:
         *,
         timeouts: PeerTimeouts | None = None,
         limits: Limits | None = None,
+        connect: Connect = connect,
     ) -> None:
         self.host = host
         self.port = port
         self._timeouts = timeouts or PeerTimeouts()
         self._limits = limits or Limits()
+        self._connect = connect
         self._lock = anyio.Lock()
         self._link: _Link | None = None
 
@@ -160,7 +176,7 @@ class PeerClient:
         if self._link is not None and not self._link.transport.is_quiet():
             self._disconnect()  # the server has closed it, being idle for long
         if self._link is None:
-            transport = await connect(self.host, self.port, timeout=self._timeouts.connect)
+            transport = await self._connect(self.host, self.port, timeout=self._timeouts.connect)
             self._link = _Link(transport, ClientConnection(self._limits))
         link = self._link
         try:

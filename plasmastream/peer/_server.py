@@ -20,7 +20,7 @@ from plasmastream._object_id import ObjectID
 from plasmastream.peer._client import PeerTimeouts
 from plasmastream.peer._dispatcher import Claims, Dispatcher
 from plasmastream.peer._sender import send_objects
-from plasmastream.peer._transport import DEFAULT_PORT, PeerStalledError, TcpTransport, format_address
+from plasmastream.peer._transport import DEFAULT_PORT, PeerStalledError, TcpTransport, Transport, format_address
 from plasmastream.store._object_store import Lease, ObjectStore
 from plasmastream.wire.stream import (
     NEED_DATA,
@@ -106,7 +106,7 @@ class PeerServer:
                     task_status.started()
                     with self._accepting:
                         await accept_connections(
-                            listener, self._serve_connection, nursery, self._max_connections
+                            listener, self._serve_socket, nursery, self._max_connections
                         )
                     listener.close()
 
@@ -128,8 +128,14 @@ class PeerServer:
         finally:
             self._idle.discard(scope)
 
-    async def _serve_connection(self, sock: socket.socket) -> None:
-        transport = TcpTransport(sock)
+    async def _serve_socket(self, sock: socket.socket) -> None:
+        await self.serve_connection(TcpTransport(sock))
+
+    async def serve_connection(self, transport: Transport) -> None:
+        """Serve one connection to its end, and close it; also one that did not come through the listener.
+
+        What goes wrong with it is logged, not raised.
+        """
         try:
             await _Session(self, transport).run()
         except ProtocolError as error:
@@ -143,7 +149,7 @@ class PeerServer:
 class _Session:
     """One connection: requests in order, each answered before the next is read."""
 
-    def __init__(self, server: PeerServer, transport: TcpTransport) -> None:
+    def __init__(self, server: PeerServer, transport: Transport) -> None:
         self._server = server
         self._transport = transport
         self._connection = ServerConnection(server._limits)

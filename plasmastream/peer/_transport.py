@@ -58,12 +58,24 @@ class Transport(Protocol):
         """Whether nothing waits to be read, not even the end."""
         ...
 
+    def break_on_death(self, on: bool) -> None:
+        """Decide what the peer sees if this process dies: a broken connection (`on`), or a clean end."""
+        ...
+
     def close(self) -> None:
         """End the connection in order: the peer reads what was sent, then a clean end. May be called again."""
         ...
 
     def abort(self) -> None:
         """Break the connection: the peer gets an error, not a clean end. May be called again."""
+        ...
+
+
+class Connect(Protocol):
+    """How a client comes to a connection: `connect`, or what takes its place."""
+
+    async def __call__(self, host: str, port: int, *, timeout: float) -> Transport:
+        """See `connect`."""
         ...
 
 
@@ -127,7 +139,7 @@ class TcpTransport:
         return False
 
     def break_on_death(self, on: bool) -> None:
-        """Decide what the peer sees if this process dies: a broken connection (`on`), or a clean end.
+        """See `Transport.break_on_death`.
 
         The kernel closes a dead process's sockets. With a linger time of 0 it does so by a reset.
         """

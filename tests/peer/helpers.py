@@ -122,6 +122,9 @@ class ScriptedTransport:
         """See `Transport`."""
         return True
 
+    def break_on_death(self, on: bool) -> None:
+        """See `Transport`."""
+
     def close(self) -> None:
         """See `Transport`."""
 
