@@ -75,7 +75,7 @@ class Pair:
         """All is where it was, and nobody holds any of it, as soon as the server has noticed."""
         assert contents(self.here) == {}
         assert_untouched(self.here)
-        assert self.here.core.heap.allocator.free_bytes == self.here.core.heap.home
+        assert self.here.core.heap.used_bytes == 0
         await eventually(lambda: not any(entry.holders for entry in self.there.core.table))
         assert_untouched(self.there)
         assert contents(self.there) == OBJECTS
