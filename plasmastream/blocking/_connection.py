@@ -60,7 +60,7 @@ class StoreConnection(Connection[UnixSocket]):
             try:
                 self.post(request)
             except Exception:
-                self.is_busy = not _is_mistaken(request)
+                self.is_busy = request is not requests[0] or not _is_mistaken(request)
                 raise
         replies: list[tuple[_ReplyT, dict[int, int]]] = []
         try:

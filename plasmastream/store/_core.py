@@ -2,8 +2,8 @@
 
 Every door to the store (the Unix socket, the embedded store) is a thin layer over `StoreCore`. Its methods answer at
 once. What cannot be answered yet is a `PendingGet` or a room watcher: a callback that runs when the moment has come.
-Where the store spills, what must be on disk first is a `MustSpillError`: a door has the `Spiller` see to it, and asks
-again.
+What takes a while (evicting very many objects, having them on disk first) is a `NotYetError`: a door sees to it, and
+asks again.
 """
 
 import time
@@ -18,7 +18,7 @@ from plasmastream._object_id import ObjectID
 from plasmastream.store._heap import Heap
 from plasmastream.store._record import Record
 from plasmastream.store._spill import SpillDirectory
-from plasmastream.store._table import Client, Entry, ObjectTable
+from plasmastream.store._table import MOST_AT_ONCE, Client, Entry, ObjectTable
 from plasmastream.wire.plasma import ErrorCode
 
 DEFAULT_MAX_OBJECTS = 1 << 20
@@ -36,10 +36,13 @@ class StoreListener(Protocol):
         """This sealed object was deleted or evicted."""
 
 
-class MustSpillError(Exception):
-    """These idle objects are in the way, and must be on disk before their memory can go."""
+class NotYetError(Exception):
+    """It can be done, but not at once: when these idle objects, which are in the way, are on disk.
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    Where there are none, when what a thread reads or writes now has landed, or others have had a turn.
+    """
+
+    def __init__(self, entries: Sequence[Entry] = ()) -> None:
         super().__init__(f"{len(entries)} objects must be on disk first")
         self.entries = entries
 
@@ -106,8 +109,8 @@ class StoreCore:
         self.evictions = 0
         self.evicted_bytes = 0
         self._spill_error: str | None = None
-        self.wanted: dict[ObjectID, None] = {}
-        """Objects on disk that somebody waits for."""
+        self.wanted: deque[ObjectID] = deque()
+        """Objects on disk that somebody waited for when this was noted."""
         self.on_spill_work: Callable[[], None] = _nothing
         """Called when objects are wanted, or should be saved, or are gone from disk."""
         self._clock = clock
@@ -144,7 +147,7 @@ class StoreCore:
             ObjectExistsError: the id is taken.
             StoreFullError: it does not fit, whatever is evicted. Nothing was evicted then, unless it would fit and the
                 machine has no memory left for a store that is fragmented.
-            MustSpillError: it would fit if these objects were on disk.
+            NotYetError: it will fit when these objects are on disk, or when it is asked again.
         """
         self.settle()
         self.table.check_is_new(object_id)
@@ -187,7 +190,7 @@ class StoreCore:
         Raises:
             ObjectExistsError: an id is taken, or given twice.
             StoreFullError: they do not fit together.
-            MustSpillError: they would if these objects were on disk.
+            NotYetError: they will, as for `create`.
         """
         entries: list[Entry] = []
         try:
@@ -262,7 +265,7 @@ class StoreCore:
             self._pending.setdefault(object_id, []).append(pending)
             if self.spill is not None and self.table.find_sealed(object_id) is not None:
                 pending.returning.add(object_id)
-                self.wanted[object_id] = None
+                self.wanted.append(object_id)
         if pending.returning:
             self.on_spill_work()
         return pending
@@ -274,17 +277,19 @@ class StoreCore:
             waiting.remove(pending)
             if not waiting:
                 del self._pending[object_id]
-                self.wanted.pop(object_id, None)
         pending.missing.clear()
 
     def release(self, client: Client, object_id: ObjectID) -> None:
         """Let a client's hold go; without effect where it has none."""
+        was_held = object_id in client.held
         removed = self.table.release(client, object_id, self._clock())
         if removed is not None:
             self._remove_sealed(removed)
             return
-        if self._room_watchers:
-            self._tell_room_watchers()
+        if was_held and self._room_watchers:
+            entry = self.table.find(object_id)
+            if entry is not None and not entry.holders:
+                self._tell_room_watchers()
         if self.spill is not None:
             self._save_ahead()
 
@@ -318,17 +323,17 @@ class StoreCore:
         return code
 
     def evict(self, nbytes: int) -> int:
-        """Evict the oldest idle objects until `nbytes` bytes are free, or none is left.
+        """Evict the oldest idle objects until `nbytes` bytes are free, or none is left, or many have gone.
 
         Returns:
             Bytes that were freed.
 
         Raises:
             StoreFullError: they cannot be spilled.
-            MustSpillError: these objects must be on disk first.
+            NotYetError: these objects must be on disk first.
         """
         self.settle()
-        victims = self.table.evictable(nbytes)
+        victims = self.table.evictable(nbytes)[:MOST_AT_ONCE]
         self._check_saved(victims)
         self._evict(victims)
         return sum(victim.size for victim in victims)
@@ -341,6 +346,8 @@ class StoreCore:
             else:
                 self._free(entry)
         self._tell_room_watchers()
+        if self.spill is not None:
+            self._save_ahead()
 
     def close(self) -> None:
         """Let the memory go; the core cannot be used any more."""
@@ -383,19 +390,21 @@ class StoreCore:
                 self.table.saved(entry, record)
                 self._tell_room_watchers()
             return
-        self._free(entry)
+        self.heap.free(entry.offset, entry.size)
+        self.table.land(entry)
         entry.record = record
         self._forget_record(entry)
+        self._tell_room_watchers()
 
     def begin_return(self, entry: Entry) -> memoryview:
         """Give an object on disk memory, to be filled by a thread with data and metadata.
 
         Raises:
             StoreFullError: there is none, whatever is evicted.
-            MustSpillError: these objects must be on disk first.
+            NotYetError: these objects must be on disk first.
         """
         self.settle()
-        self._make_room(_NOBODY, entry.size, evict=True)
+        self._make_room(_NOBODY, entry.size, evict=True, returns=True)
         entry.offset = self._allocate(entry.size, evict=True)
         self.table.begin_return(entry)
         return self.heap.view(entry.offset, entry.size)
@@ -404,18 +413,35 @@ class StoreCore:
         """The thread is done: the object can be read again if that is `complete`."""
         if self._has(entry):
             self.table.end_return(entry, complete=complete)
-            if complete:
-                self._answer_waiting(entry)
-                self.table.rest(entry)
-                return
-        entry.in_transit = False
-        self.heap.free(entry.offset, entry.size)
+        else:
+            self.table.land(entry)
+            complete = False
+        if complete:
+            self._answer_waiting(entry)
+            self.table.rest(entry)
+        else:
+            self.heap.free(entry.offset, entry.size)
         self._tell_room_watchers()
 
     def does_not_return(self, object_id: ObjectID) -> None:
         """Let gets that wait for an object on disk go on without it, if they are not meant to wait longer."""
         for pending in list(self._pending.get(object_id, ())):
             pending.no_longer_returns(object_id)
+
+    def nothing_returns(self) -> None:
+        """As `does_not_return`, for all objects: nobody brings any back."""
+        for waiting in list(self._pending.values()):
+            for pending in list(waiting):
+                for object_id in list(pending.returning):
+                    pending.no_longer_returns(object_id)
+
+    def want_all(self) -> None:
+        """Note all objects on disk that somebody waits for."""
+        self.wanted = deque(
+            object_id
+            for object_id in self._pending
+            if (entry := self.table.find_sealed(object_id)) is not None and not entry.has_memory
+        )
 
     def lose(self, entry: Entry) -> None:
         """Take out an object whose only copy is damaged."""
@@ -437,15 +463,20 @@ class StoreCore:
             if not pending.missing:
                 pending.on_ready()
 
-    def _make_room(self, client: Client, size: int, *, evict: bool) -> None:
+    def _make_room(self, client: Client, size: int, *, evict: bool, returns: bool = False) -> None:
         try:
-            eviction = self.table.plan_room(client, size, evict=evict)
+            eviction = self.table.plan_room(client, size, evict=evict, returns=returns)
         except StoreFullError as error:
+            if self.table.landing and size <= self.capacity and evict:
+                raise NotYetError from None
             if self.spill_error is None:
                 raise
             raise StoreFullError(f"{error}; what is in memory alone must stay there: {self.spill_error}") from None
         victims = eviction.victims
         self._check_saved(victims)
+        if len(victims) > MOST_AT_ONCE:
+            self._evict(eviction.others[:MOST_AT_ONCE] or victims[:MOST_AT_ONCE])
+            raise NotYetError
         self.table.begin(eviction)
         self._evict(victims)
 
@@ -467,7 +498,7 @@ class StoreCore:
         if unsaved and self.spill_error is not None:
             raise StoreFullError(f"what is in memory alone must stay there: {self.spill_error}")
         if unsaved:
-            raise MustSpillError(unsaved)
+            raise NotYetError(unsaved)
 
     def _keep_a_way_back(self, size: int) -> None:
         """See that what is on disk alone can come back after an object of `size` bytes was created."""

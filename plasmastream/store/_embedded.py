@@ -17,7 +17,7 @@ from anyio.abc import TaskStatus
 from plasmastream._client import Inspection
 from plasmastream._errors import StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
-from plasmastream.store._core import DEFAULT_MAX_OBJECTS, MustSpillError, StoreCore
+from plasmastream.store._core import DEFAULT_MAX_OBJECTS, NotYetError, PendingGet, StoreCore
 from plasmastream.store._inspect import inspect_page
 from plasmastream.store._object_store import Buffer, FileSlice, Lease, NewObject, UnsealedObject
 from plasmastream.store._spill import SpillDirectory
@@ -155,7 +155,14 @@ class EmbeddedStore:
 
     async def evict(self, nbytes: int) -> int:
         """Evict the longest unused objects until `nbytes` bytes are free; returns bytes freed."""
-        return await self._when_there_is_room(lambda: self.core.evict(nbytes), 0, 0.0)
+        evicted = 0
+        while evicted < nbytes:
+            left = nbytes - evicted
+            some = await self._when_there_is_room(lambda: self.core.evict(left), 0, 0.0)  # noqa: B023
+            if not some:
+                break
+            evicted += some
+        return evicted
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Work beside the store: touch its memory ahead of use, and move objects between memory and disk.
@@ -201,9 +208,11 @@ class EmbeddedStore:
         while True:
             try:
                 return attempt()
-            except MustSpillError as error:
-                assert self.spiller is not None
-                await self.spiller.save(error.entries)
+            except NotYetError as error:
+                if self.spiller is None:
+                    await anyio.lowlevel.checkpoint()
+                else:
+                    await self.spiller.make_way(error.entries)
                 continue
             except StoreFullError:
                 if size > self.capacity or anyio.current_time() >= deadline:
@@ -223,14 +232,19 @@ class EmbeddedStore:
         if pending is None:
             return
         try:
-            if pending.returning and self.spiller is not None and not self.spiller.is_running:
-                raise StoreError(f"object {next(iter(pending.returning))} is on disk, and the store does not `run`")
+            self._check_running(pending)
             with anyio.move_on_after(timeout):
                 await ready.wait()
             if pending.returning:
                 await returned.wait()
+            self._check_running(pending)
         finally:
             self.core.stop_waiting(pending)
+
+    def _check_running(self, pending: PendingGet) -> None:
+        for object_id in pending.missing:
+            if self.spiller is not None and not self.spiller.is_running and self.core.table.find_sealed(object_id):
+                raise StoreError(f"object {object_id} is on disk, and the store does not `run`")
 
     def _leases(self, object_ids: Sequence[ObjectID]) -> list[Lease | None]:
         leases: list[Lease | None] = []

@@ -1,8 +1,12 @@
 """Which object goes first when room is needed: the one that nobody has used for longest."""
 
+import sys
+from collections import OrderedDict
 from collections.abc import Container, Iterator
 
 from plasmastream._object_id import ObjectID
+
+_MANY = 1000
 
 
 class LRUQueue:
@@ -14,7 +18,8 @@ class LRUQueue:
     __slots__ = ("_sizes", "nbytes")
 
     def __init__(self) -> None:
-        self._sizes: dict[ObjectID, int] = {}
+        # A plain dict looks for its oldest key among all that have gone before.
+        self._sizes: OrderedDict[ObjectID, int] = OrderedDict()
         self.nbytes = 0
 
     def __len__(self) -> int:
@@ -37,19 +42,21 @@ class LRUQueue:
 
     def refresh(self, object_id: ObjectID) -> None:
         """Move an object, if it is in, to the recent end."""
-        size = self._sizes.pop(object_id, None)
-        if size is not None:
-            self._sizes[object_id] = size
+        if object_id in self._sizes:
+            self._sizes.move_to_end(object_id)
 
-    def oldest(self, nbytes: int, but: Container[ObjectID] = ()) -> list[ObjectID]:
+    def oldest(
+        self, nbytes: int, but: Container[ObjectID] = (), *, more: int = 0, most: int = sys.maxsize
+    ) -> list[ObjectID]:
         """The oldest objects, `but` some, whose sizes reach `nbytes` in sum, or all where they do not; empty for 0.
 
-        Objects of size 0 that are met on the way are among them.
+        Objects of size 0 that are met on the way are among them. After that as many as reach `more` bytes, in all, as
+        long as there are no more than a thousand. However many bytes, they are `most` objects at most.
         """
         chosen: list[ObjectID] = []
         total = 0
         for object_id, size in self._sizes.items():
-            if total >= nbytes:
+            if len(chosen) >= most or (total >= nbytes and (total >= more or len(chosen) >= _MANY)):
                 break
             if object_id in but:
                 continue

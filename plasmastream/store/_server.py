@@ -25,7 +25,7 @@ from plasmastream._listening import accept_connections
 from plasmastream._object_id import ObjectID
 from plasmastream._os_errors import reason_of
 from plasmastream.store._access import Access, Gate, peer_of
-from plasmastream.store._core import MustSpillError, PendingGet, StoreCore
+from plasmastream.store._core import NotYetError, PendingGet, StoreCore
 from plasmastream.store._debug import debug_string
 from plasmastream.store._embedded import describe
 from plasmastream.store._inspect import inspect_page, process_at
@@ -215,10 +215,12 @@ class _Session:
                 if answering is not None:
                     await answering
                 return
-            except MustSpillError as error:
-                assert self._spiller is not None
+            except NotYetError as error:
                 await self._flush()
-                await self._spiller.save(error.entries)
+                if self._spiller is None:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await self._spiller.make_way(error.entries)
 
     async def _flush(self) -> None:
         """Send what is queued, for as long as the client reads at all."""
@@ -440,9 +442,9 @@ class _Session:
 
         try:
             await self._turns.each(create, new)
-        except (ObjectExistsError, StoreFullError, MustSpillError) as error:
+        except (ObjectExistsError, StoreFullError, NotYetError) as error:
             await self._turns.each(self._let_go, created)
-            if isinstance(error, MustSpillError):
+            if isinstance(error, NotYetError):
                 raise
             return _code(error)
         with trio.CancelScope(shield=True):
@@ -479,13 +481,24 @@ class _Session:
     def _inspect(self, request: InspectRequest) -> None:
         self._send(inspect_page(self._core, request.object_ids, request.cursor))
 
-    def _evict(self, request: EvictRequest) -> None:
+    async def _evict(self, request: EvictRequest) -> None:
         # The field is unsigned, but clients put a signed number there, and less than nothing evicts nothing.
-        nbytes = request.num_bytes if request.num_bytes < 1 << 63 else 0
-        try:
-            evicted = self._core.evict(nbytes)
-        except StoreFullError:
-            evicted = 0
+        left = request.num_bytes if request.num_bytes < 1 << 63 else 0
+        evicted = 0
+        while left > 0:
+            try:
+                some = self._core.evict(left)
+            except NotYetError as error:
+                assert self._spiller is not None
+                await self._spiller.make_way(error.entries)
+                continue
+            except StoreFullError:
+                break
+            if not some:
+                break
+            evicted += some
+            left -= some
+            await trio.lowlevel.checkpoint()
         self._send(EvictReply(evicted))
 
     async def _refresh_lru(self, request: RefreshLRURequest) -> None:

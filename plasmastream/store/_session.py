@@ -66,7 +66,12 @@ class StoreConnection(Connection[UnixTransport]):
         try:
             self.is_busy = True
             for request in requests:
-                self.post(request)
+                try:
+                    self.post(request)
+                except Exception:
+                    if request is not requests[0]:
+                        self.fail("was asked for what cannot be sent")
+                    raise
             await self._transport.flush()
             while len(replies) < len(requests):
                 reply = self.take_reply(kind)

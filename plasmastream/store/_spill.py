@@ -36,10 +36,10 @@ _MAGIC = b"plasmastream spill 1\n"
 _ENTRY = struct.Struct("<4s20sQQQdd8sQ")
 _CHECK = struct.Struct("<Q")
 _ENTRY_SIZE = _ENTRY.size + _CHECK.size
-_NOTHING = bytes(_ENTRY_SIZE)
 _WRITTEN, _GONE = b"HERE", b"GONE"
 _JOURNAL_STEP = 1 << 20  # reserved ahead: a disk that is full must not keep objects from being deleted
 _SHORTEST_TO_REWRITE = 16 * 1024  # entries
+_GONE_AT_ONCE = 4096
 _LARGEST_CALL = 1 << 30
 
 _FALLOC_PUNCH_HOLE_KEEP_SIZE = 0x03
@@ -171,18 +171,15 @@ class SpillDirectory:
         Raises:
             OSError: it could not be written; the next call tries again.
         """
-        gone = self._gone[:]
-        if not gone:
-            return
-        for record in gone:
-            self._live.pop(record.object_id, None)
-        if self._length > _SHORTEST_TO_REWRITE and self._length > 4 * len(self._live):
-            self._rewrite()
-        else:
-            self._append([_entry(_GONE, record) for record in gone])
-        del self._gone[: len(gone)]
-        for record in gone:
-            self._punch(record.offset, _block_size(record.size))
+        while self._gone:
+            some = self._gone[:_GONE_AT_ONCE]
+            for record in some:
+                self._live.pop(record.object_id, None)
+            if not self._is_worth_rewriting() or not self._try_to_rewrite():
+                self._append([_entry(_GONE, record) for record in some])
+            del self._gone[: len(some)]
+            for record in some:  # on a full disk this makes the room for the next
+                self._punch(record.offset, _block_size(record.size))
 
     def read(self, record: Record, memory: memoryview) -> None:
         """Read an object's data and metadata into memory of its size.
@@ -206,8 +203,11 @@ class SpillDirectory:
         """Return when all that was written is on the disk.
 
         Raises:
-            OSError: it did not get there.
+            OSError: it did not get there, or nobody will find it there.
         """
+        for file, name in ((self._objects, "objects"), (self._journal, "journal")):
+            if not os.path.samestat(os.fstat(file), os.stat(self._path(name))):
+                raise FileNotFoundError(errno.ENOENT, "somebody has taken its files away")
         for file in (self._objects, self._journal):
             os.fsync(file)
 
@@ -257,17 +257,25 @@ class SpillDirectory:
                 top = record.offset + block
                 self.used += block
         os.ftruncate(self._objects, top)
-        self._rewrite()
+        if not self._length:
+            self._rewrite()
+        elif not self._try_to_rewrite():  # what is gone is told of behind what is there, until there is room
+            self._journal = self._take(os.open(self._path("journal"), os.O_RDWR | os.O_CLOEXEC))
+            self._reserved = os.fstat(self._journal).st_size
 
     def _entries(self) -> Iterable[tuple[bytes, Record]]:
         try:
             with open(self._path("journal"), "rb") as journal:
                 text = journal.read(_ENTRY_SIZE)
-                if text and text != _MAGIC.ljust(_ENTRY_SIZE, b"\0"):
+                if not text:
+                    return
+                if text != _MAGIC.ljust(_ENTRY_SIZE, b"\0"):
                     raise StoreError(f"{self._path('journal')} was written by something else, or by a later version")
+                self._length = 1
                 while text := journal.read(_ENTRY_SIZE):
-                    if text == _NOTHING:
+                    if not text.strip(b"\0"):
                         continue  # reserved ahead, and never written
+                    self._length = journal.tell() // _ENTRY_SIZE
                     if len(text) < _ENTRY_SIZE or xxh3_64_intdigest(text[:-8]) != _CHECK.unpack(text[-8:])[0]:
                         _log.error("%s: the entry at byte %d is damaged", journal.name, journal.tell() - len(text))
                         continue
@@ -281,10 +289,25 @@ class SpillDirectory:
             return
         end = (self._length + len(entries)) * _ENTRY_SIZE
         if end > self._reserved:
-            os.posix_fallocate(self._journal, self._reserved, end + _JOURNAL_STEP - self._reserved)
-            self._reserved = end + _JOURNAL_STEP
+            try:
+                os.posix_fallocate(self._journal, self._reserved, end + _JOURNAL_STEP - self._reserved)
+                self._reserved = end + _JOURNAL_STEP
+            except OSError:
+                os.posix_fallocate(self._journal, self._reserved, end - self._reserved)
+                self._reserved = end
         _write_all(self._journal, memoryview(b"".join(entries)), self._length * _ENTRY_SIZE)
         self._length += len(entries)
+
+    def _is_worth_rewriting(self) -> bool:
+        return self._length > _SHORTEST_TO_REWRITE and self._length > 4 * len(self._live)
+
+    def _try_to_rewrite(self) -> bool:
+        """Whether the disk had room for another journal."""
+        try:
+            self._rewrite()
+        except OSError:
+            return False
+        return True
 
     def _rewrite(self) -> None:
         """Put a journal of what there is in the place of the old one, in one step."""

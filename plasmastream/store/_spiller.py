@@ -9,6 +9,7 @@ need its room are refused with the reason, and it is tried again every second.
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import TypeAlias
@@ -20,7 +21,7 @@ from anyio.abc import TaskStatus
 
 from plasmastream._errors import StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
-from plasmastream.store._core import MustSpillError, StoreCore
+from plasmastream.store._core import NotYetError, StoreCore
 from plasmastream.store._record import Record
 from plasmastream.store._spill import DamagedError, SpillDirectory
 from plasmastream.store._table import Entry
@@ -49,7 +50,9 @@ class Spiller:
         self._to_return = anyio.Event()
         self._freed = anyio.Event()
         self._used_when_refused = 0
-        self._stuck: set[ObjectID] = set()
+        self._landed = anyio.Event()
+        self._stuck: OrderedDict[ObjectID, None] = OrderedDict()
+        self._retried: ObjectID | None = None
         self._unreadable: set[ObjectID] = set()
         self._complaint: str | None = None
 
@@ -57,6 +60,7 @@ class Spiller:
         """Save and bring back whatever the core says, until cancelled."""
         core = self._core
         core.on_spill_work = self._wake
+        core.want_all()
         self.is_running = True
         try:
             async with anyio.create_task_group() as tasks:
@@ -67,6 +71,19 @@ class Spiller:
         finally:
             self.is_running = False
             core.unwatch_room(self._try_again)
+            self._stuck.clear()
+            self._retried = None
+            self._unreadable.clear()
+            core.nothing_returns()
+
+    async def make_way(self, entries: Sequence[Entry]) -> None:
+        """Do what a `NotYetError` asks for: save these objects, or let others have a turn, and threads be done."""
+        if entries:
+            await self.save(entries)
+        elif self._core.table.landing:
+            await self._landed.wait()
+        else:
+            await anyio.lowlevel.checkpoint()
 
     async def save(self, entries: Sequence[Entry]) -> None:
         """Have these objects on disk; where the disk refuses, `core.spill_error` says why."""
@@ -161,6 +178,7 @@ class Spiller:
                         if written is None:
                             directory.release(record.offset, record.size)
                         core.end_save(entry, written)
+                    self._touch_down()
 
     # And back
 
@@ -170,7 +188,8 @@ class Spiller:
                 with anyio.move_on_after(_RETRY if self._unreadable else None):
                     await self._to_return.wait()
                 self._to_return = anyio.Event()
-                self._want_again(self._unreadable)
+                self._core.wanted += [object_id for object_id in self._unreadable if self._core.is_awaited(object_id)]
+                self._unreadable.clear()
                 while self._core.wanted:
                     batch: list[_Place] = []
                     try:
@@ -180,45 +199,66 @@ class Spiller:
                     finally:
                         for entry, *_ in batch:
                             self._core.end_return(entry, complete=False)
+                        self._touch_down()
                     await anyio.lowlevel.checkpoint()
 
     async def _make_places(self, batch: list[_Place]) -> None:
         """Give memory to some of the objects that are wanted, in the order in which they were."""
         wanted = self._core.wanted
         size = 0
-        while wanted and size < _BATCH and len(batch) < _BATCH_OBJECTS:
-            object_id = next(iter(wanted))
-            del wanted[object_id]
-            place = await self._make_place(object_id)
+        for _ in range(_BATCH_OBJECTS):
+            if not wanted or size >= _BATCH:
+                return
+            object_id = wanted.popleft()
+            try:
+                place = await self._make_place(object_id, is_first=not batch)
+            except NotYetError:
+                wanted.appendleft(object_id)
+                return
             if place is not None:
                 batch.append(place)
                 size += place[0].size
 
-    async def _make_place(self, object_id: ObjectID) -> _Place | None:
+    async def _make_place(self, object_id: ObjectID, *, is_first: bool) -> _Place | None:
         core = self._core
+        if self._retried == object_id:
+            self._retried = None
         while True:
             entry = core.table.find_sealed(object_id)
-            if entry is None or entry.record is None or entry.has_memory:
+            if entry is None or entry.record is None or entry.has_memory or not core.is_awaited(object_id):
+                self._stuck.pop(object_id, None)
                 return None
             try:
-                return entry, entry.record, core.begin_return(entry)
-            except MustSpillError as error:
-                await self.save(error.entries)
-            except StoreFullError as error:
-                _log.debug("object %s stays on disk for now: %s", object_id, error)
-                self._stuck.add(object_id)
+                place = entry, entry.record, core.begin_return(entry)
+                self._stuck.pop(object_id, None)
+                return place
+            except NotYetError as error:
+                if not error.entries and not is_first:
+                    raise  # what is in the way may be what waits for this one
+                await self.make_way(error.entries)
+            except StoreFullError:
+                self._stuck.setdefault(object_id)
                 core.watch_room(self._try_again)
                 core.does_not_return(object_id)
                 return None
 
     def _try_again(self) -> None:
-        self._core.unwatch_room(self._try_again)
-        self._want_again(self._stuck)
+        """There may be room for the first of those that found none; for the others, when that one is back."""
+        while self._stuck:
+            object_id = next(iter(self._stuck))
+            if self._core.is_awaited(object_id):
+                if self._retried is None:
+                    self._retried = object_id
+                    self._core.wanted.appendleft(object_id)
+                break
+            del self._stuck[object_id]
+        else:
+            self._core.unwatch_room(self._try_again)
         self._wake()
 
-    def _want_again(self, object_ids: set[ObjectID]) -> None:
-        self._core.wanted.update((object_id, None) for object_id in object_ids if self._core.is_awaited(object_id))
-        object_ids.clear()
+    def _touch_down(self) -> None:
+        landed, self._landed = self._landed, anyio.Event()
+        landed.set()
 
     async def _read(self, batch: Sequence[_Place]) -> None:
         core, directory = self._core, self._directory
@@ -241,6 +281,9 @@ class Spiller:
                     core.end_return(entry, complete=error is None)
                     if error is not None and core.table.find(entry.object_id) is entry:
                         self._failed(entry, error)
+                self._touch_down()
+                if self._stuck:
+                    self._try_again()
 
     def _failed(self, entry: Entry, error: Exception) -> None:
         if isinstance(error, DamagedError):

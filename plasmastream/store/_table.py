@@ -21,6 +21,9 @@ from plasmastream.store._quota import GLOBAL_SHARE, Quota
 from plasmastream.store._record import Record
 from plasmastream.wire.plasma import ErrorCode
 
+MOST_AT_ONCE = 1000
+"""Objects that are evicted in one go: nobody should wait long for that."""
+
 ANONYMOUS = "anonymous_client"
 """What a client is called that has not said."""
 
@@ -133,6 +136,8 @@ class ObjectTable:
         """Whether these must stay, for the disk takes nothing."""
         self.spilled = 0
         """How many objects are on disk alone."""
+        self.landing = 0
+        """Bytes of memory that is being filled from disk, or will be free when a thread is done with it."""
         self.quotas: dict[Client, Quota] = {}
         self._entries: dict[ObjectID, Entry] = {}
         self._entered = 0
@@ -175,11 +180,12 @@ class ObjectTable:
         client.quota = self.quotas[client] = Quota(nbytes)
         return True
 
-    def plan_room(self, client: Client, size: int, *, evict: bool) -> Eviction:
+    def plan_room(self, client: Client, size: int, *, evict: bool, returns: bool = False) -> Eviction:
         """What must go before an object of `size` bytes fits; nothing is changed yet.
 
         More than needed goes at once, a fifth of the capacity where there is so much, so that a full store does
-        not evict for every create (as Apache's does). A client with a quota makes room in it first.
+        not evict for every create (as Apache's does). A client with a quota makes room in it first. An object that
+        `returns` from disk is in the table already.
 
         Raises:
             StoreFullError: it would not fit even then, or it does not fit and `evict` is false.
@@ -191,7 +197,7 @@ class ObjectTable:
             leaving, in_use = quota.plan(size, evict=evict, in_use=lambda id_: bool(self._entries[id_].holders))
             own = [self._entries[object_id] for object_id in leaving]
             demoted = [self._entries[object_id] for object_id in in_use]
-        return Eviction(own, self._victims(size, own, evict=evict), demoted, quota)
+        return Eviction(own, self._victims(size, own, evict=evict, returns=returns), demoted, quota)
 
     def begin(self, eviction: Eviction) -> None:
         """Do what a plan says of quotas; evicting the victims is up to the caller."""
@@ -296,9 +302,12 @@ class ObjectTable:
             return ErrorCode.OBJECT_IN_USE if entry.is_sealed else ErrorCode.OBJECT_NOT_SEALED, None
         return ErrorCode.OK, self.remove(entry)
 
-    def evictable(self, nbytes: int) -> list[Entry]:
-        """The oldest idle entries that may go and reach `nbytes` in sum; nothing is changed yet."""
-        chosen = self.idle.oldest(nbytes, self.unsaved) if self.keeps_unsaved else self.idle.oldest(nbytes)
+    def evictable(self, nbytes: int, more: int = 0) -> list[Entry]:
+        """The oldest idle entries that may go and reach `nbytes` in sum, or `more` unless that takes very many.
+
+        Nothing is changed yet. There are no more than one beyond `MOST_AT_ONCE`.
+        """
+        chosen = self.idle.oldest(nbytes, self.unsaved if self.keeps_unsaved else (), more=more, most=MOST_AT_ONCE + 1)
         return [self._entries[object_id] for object_id in chosen]
 
     @property
@@ -358,11 +367,19 @@ class ObjectTable:
         """Charge for the memory of an object that is to be read from disk."""
         entry.in_transit = True
         self.allocated += entry.size
+        self.landing += entry.size
+
+    def land(self, entry: Entry) -> None:
+        """The memory of an object that was removed meanwhile is free now."""
+        entry.in_transit = False
+        self.allocated -= entry.size
+        self.landing -= entry.size
 
     def end_return(self, entry: Entry, *, complete: bool) -> None:
         """The object is in memory, or gave its memory back."""
         entry.in_transit = False
         entry.is_resident = complete
+        self.landing -= entry.size
         if complete:
             self.spilled -= 1
         else:
@@ -411,8 +428,10 @@ class ObjectTable:
             self.unsaved.add(entry.object_id, entry.size)
 
     def _retire(self, entry: Entry) -> None:
-        """Take an entry out of all that counts its memory."""
-        if entry.has_memory:
+        """Take an entry out of all that counts its memory; which a thread that is still at it keeps for a while."""
+        if entry.in_transit:
+            self.landing += entry.size if entry.is_resident else 0
+        elif entry.is_resident:
             self.allocated -= entry.size
         self.idle.discard(entry.object_id)
         self.unsaved.discard(entry.object_id)
@@ -428,8 +447,8 @@ class ObjectTable:
             entry.owner.quota.owned.discard(entry.object_id)
         entry.owner = None
 
-    def _victims(self, size: int, own: Sequence[Entry], *, evict: bool) -> list[Entry]:
-        crowded = len(self._entries) - (0 if self.spills else len(own)) >= self.max_objects
+    def _victims(self, size: int, own: Sequence[Entry], *, evict: bool, returns: bool) -> list[Entry]:
+        crowded = not returns and len(self._entries) - (0 if self.spills else len(own)) >= self.max_objects
         needed = self.allocated - sum(entry.size for entry in own) + size - self.capacity
         if needed <= 0 and not crowded:
             return []
@@ -446,7 +465,7 @@ class ObjectTable:
         # Where only the number of objects is the trouble, they may all be empty, and one is enough.
         # An object on disk has a use in memory as long as nothing else needs the room.
         batch = 0 if self.spills else self.capacity // 5
-        return self.evictable(max(needed, batch) if needed > 0 else 1)
+        return self.evictable(needed, batch) if needed > 0 else self.evictable(1)
 
     def _hold(self, client: Client, entry: Entry, now: float) -> None:
         if not entry.holders:

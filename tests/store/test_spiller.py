@@ -14,7 +14,7 @@ import trio
 
 from plasmastream import ObjectExistsError, ObjectID, StoreError, StoreFullError
 from plasmastream.store import EmbeddedStore, NewObject, ObjectStore, StoreClient, open_store, serve_store
-from plasmastream.store._core import MustSpillError
+from plasmastream.store._core import NotYetError
 from plasmastream.store._spill import SpillDirectory
 from plasmastream.store._table import Client
 from plasmastream.wire.plasma import NO_DIGEST, ErrorCode, object_digest
@@ -87,7 +87,7 @@ def assert_sound(store: EmbeddedStore) -> None:
     assert table.allocated == sum(entry.size for entry in entries if entry.is_resident) <= CAPACITY
     assert not [entry for entry in entries if entry.in_transit]
     assert store.core._pending == {}
-    assert store.core.wanted == {}
+    assert not store.core.wanted
     assert set(table.unsaved) == {i for i in table.idle if (e := table.find(i)) is not None and e.record is None}
     spill = store.core.spill
     assert spill is not None
@@ -161,7 +161,7 @@ async def test_objects_are_saved_ahead_so_that_creates_need_not_wait(tmp_path: P
             await put(store, object_id)
         await until(lambda: not store.core.table.lacking_saved())
         writer = Client("writer")
-        store.core.create(writer, A, SIZE, 0)  # or it would raise MustSpillError
+        store.core.create(writer, A, SIZE, 0)  # or it would raise NotYetError
         assert MANY[0] not in in_memory(store)
         store.core.abort(writer, A)
 
@@ -456,7 +456,7 @@ async def test_quotas_spill_too(tmp_path: Path, socket_directory: Path) -> None:
                 try:
                     store.core.put_many(owner, [(object_id, content(object_id), b"", NO_DIGEST)])
                     break
-                except MustSpillError as error:
+                except NotYetError as error:
                     assert store.spiller is not None
                     await store.spiller.save(error.entries)
             store.core.release(owner, object_id)
