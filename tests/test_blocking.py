@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -268,19 +269,6 @@ def test_a_closed_client_says_so(path: str) -> None:
     lease.release()
 
 
-def test_views_outlive_lease_and_client(path: str) -> None:
-    with open_store(path) as watcher:
-        with open_store(path) as client:
-            client.put(array.array("d", range(100)), object_id=A)
-            lease = only(client.get([A]))
-            with lease:
-                numbers = lease.data.cast("d")[10:20]
-            await_holders(watcher, {A: 1})
-            assert client.evict(1) == 0
-        await_holders(watcher, {A: 0})
-        assert numbers.tolist() == list(range(10, 20))
-
-
 def test_a_view_that_is_forgotten_is_a_release(client: StoreClient) -> None:
     client.put(bytes(10), object_id=A)
     view = only(client.get([A])).data[2:4]
@@ -319,6 +307,202 @@ def test_a_pickled_client_is_its_address(path: str) -> None:
     os.unlink(path)
     with pytest.raises(StoreConnectionError, match="no store answers"):
         pickle.loads(frozen).list_objects()
+
+
+# What outlives the client
+
+
+@pytest.fixture(params=["ours", "apache"])
+def watcher(request: pytest.FixtureRequest) -> Iterator[StoreClient]:
+    """Another client of a store, ours or Apache's."""
+    if request.param == "ours":
+        path: str = request.getfixturevalue("path")
+    else:
+        factory: StoreFactory = request.getfixturevalue("apache_store")
+        path = factory(CAPACITY).socket_path
+    with open_store(path) as watcher:
+        yield watcher
+
+
+def sockets() -> int:
+    return sum("socket:" in text for text in open_descriptors())
+
+
+def fill(client: StoreClient) -> None:
+    """Have the store evict all that it may, and write over the place."""
+    for _ in range(20):
+        client.put(b"\xff" * (CAPACITY // 8))
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """What ends in here does so by counting references."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def test_views_outlive_lease_and_client(watcher: StoreClient) -> None:
+    with open_store(watcher.path) as client:
+        client.put(array.array("d", range(100)), object_id=A)
+        with only(client.get([A])) as lease:
+            numbers = lease.data.cast("d")[10:20]
+        await_holders(watcher, {A: 1})
+        assert client.evict(1) == 0
+    del client
+    fill(watcher)
+    assert numbers.tolist() == list(range(10, 20))
+    assert watcher.delete([A]) == [ErrorCode.OBJECT_IN_USE]
+
+
+def test_the_last_view_takes_the_connection_with_it(watcher: StoreClient) -> None:
+    watcher.put(b"a", object_id=A)
+    with without_collector():
+        before = sockets()
+        with open_store(watcher.path) as client:
+            lease = only(client.get([A]))
+            view, session = lease.data[:], weakref.ref(client._session)
+        client_gone = weakref.ref(client)
+        del client
+        assert client_gone() is None
+        assert sockets() == before + 1
+        await_holders(watcher, {A: 1})
+        del lease
+        assert bytes(view) == b"a"
+        assert sockets() == before + 1
+        del view
+        assert (session(), sockets()) == (None, before)
+    await_holders(watcher, {A: 0})
+
+
+def test_what_ends_after_the_client_is_told_at_once(watcher: StoreClient) -> None:
+    for object_id in (A, B, C):
+        watcher.put(object_id, object_id=object_id)
+    with open_store(watcher.path) as client:
+        first, second, third = (only(client.get([object_id])) for object_id in (A, B, C))
+    await_holders(watcher, {A: 1, B: 1, C: 1})
+    first.release()
+    await_holders(watcher, {A: 0, B: 1, C: 1})
+    del second
+    await_holders(watcher, {A: 0, B: 0, C: 1})
+    fill(watcher)
+    assert bytes(third.data) == C
+    client.close()
+    client.close()
+    first.release()
+    assert bytes(third.data) == C
+    assert watcher.contains([A, B, C]) == [False, False, True]
+    third.release()
+    wait_until(lambda: all(not info.ref_count for info in watcher.list_objects()), 5, "nothing is held")
+
+
+def test_a_client_without_leases_leaves_nothing_open(path: str) -> None:
+    with without_collector():
+        before = sockets()
+        with open_store(path) as client:
+            client.put(b"a", object_id=A)
+            only(client.get([A])).release()
+        assert sockets() == before
+
+
+def test_what_is_unsealed_ends_with_the_client_and_the_rest_goes_on(watcher: StoreClient) -> None:
+    with open_store(watcher.path) as client:
+        client.put(b"a", object_id=A)
+        view = only(client.get([A])).data[:]
+        unsealed, sealed = client.create(B, 10), client.create(C, 10)
+        unsealed.__enter__()
+        sealed.__enter__().seal()
+    await_holders(watcher, {A: 1, C: 1})
+    unsealed.__exit__(None, None, None)
+    watcher.put(b"b", object_id=B)
+    sealed.__exit__(None, None, None)
+    await_holders(watcher, {A: 1, B: 0, C: 0})
+    assert bytes(view) == b"a"
+    del view
+    await_holders(watcher, {A: 0, B: 0, C: 0})
+
+
+def test_an_object_cannot_be_sealed_after_the_client_was_closed(path: str) -> None:
+    with open_store(path) as watcher, open_store(path) as client:
+        client.put(b"a", object_id=A)
+        lease = only(client.get([A]))
+        with client.create(B, 1) as unsealed:
+            client.close()
+            with pytest.raises(StoreConnectionError, match="is closed"):
+                unsealed.seal()
+        await_holders(watcher, {A: 1})
+        lease.release()
+
+
+def test_too_many_unsealed_objects_to_abort_end_the_connection(path: str) -> None:
+    with open_store(path) as watcher, ExitStack() as blocks:
+        with open_store(path) as client:
+            client.put(b"a", object_id=A)
+            lease = only(client.get([A]))
+            for object_id in names(65, "many"):
+                blocks.enter_context(client.create(object_id, 1))
+        await_holders(watcher, {A: 0})
+        lease.release()
+
+
+def test_views_end_in_many_threads_after_the_client(path: str) -> None:
+    many = names(200, "many")
+    with open_store(path) as watcher:
+        with open_store(path) as client:
+            leases = client.put_many([NewObject(object_id, object_id) for object_id in many])
+        kept = leases.pop(0)
+
+        def drop() -> None:
+            with suppress(IndexError):
+                while True:
+                    leases.pop()
+
+        with ThreadPoolExecutor(8) as pool:
+            for future in [pool.submit(drop) for _ in range(8)]:
+                future.result(20)
+        await_holders(watcher, {object_id: int(object_id == many[0]) for object_id in many})
+        assert bytes(kept.data) == many[0]
+        kept.release()
+
+
+def test_a_release_that_is_interrupted_is_made_up_for_by_the_last_view(path: str) -> None:
+    with open_store(path) as watcher, without_collector():
+        before = sockets()
+        with open_store(path) as client:
+            leases = client.put_many([NewObject(A, b"a"), NewObject(B, b"b")])
+            assert client._session is not None
+            session = client._session
+        assert session._lingering is not None
+        session._lingering.turn.acquire()  # as one leaves it who is interrupted
+        del session, client
+        for _ in range(2):
+            assert sockets() == before + 1
+            leases.pop().release()
+        assert sockets() == before
+        await_holders(watcher, {A: 0, B: 0})
+
+
+def test_views_outlive_the_store_too(socket_directory: Path) -> None:
+    path = socket_directory / "plasma"
+    with StoreProcess(path, CAPACITY) as store, open_store(path) as client:
+        client.put(b"a", object_id=A)
+        client.put(b"b", object_id=B)
+        first, second = only(client.get([A])), only(client.get([B]))
+        client.close()
+        store.kill()
+    with StoreProcess(path, CAPACITY), open_store(path) as client:
+        client.put(b"new", object_id=A)
+        own = only(client.get([A]))
+        assert (bytes(first.data), bytes(second.data)) == (b"a", b"b")
+        before = sockets()
+        first.release()
+        second.release()
+        assert sockets() == before - 1
+        await_holders(client, {A: 1})
+        own.release()
 
 
 # Mistakes and batches
@@ -681,6 +865,30 @@ def test_a_child_connects_anew_and_leaves_the_parents_holds_alone(client: StoreC
     view.release()
     lease.release()
     await_holders(client, {A: 0})
+
+
+def test_a_child_leaves_alone_what_outlives_the_parents_client(path: str) -> None:
+    with open_store(path) as watcher:
+        with open_store(path) as client:
+            client.put(b"a", object_id=A)
+            client.put(b"b", object_id=B)
+            lease, view = only(client.get([A])), only(client.get([B])).data[:]
+
+        def check() -> None:
+            nonlocal lease, view
+            assert not any("socket" in text for text in open_descriptors() if int(text.split()[0]) > 2)
+            assert (bytes(lease.data), bytes(view)) == (b"a", b"b")
+            lease.release()
+            del view, lease
+            assert watcher.delete([A]) == [ErrorCode.OBJECT_IN_USE]
+
+        in_a_child(check)
+        await_holders(watcher, {A: 1, B: 1})
+        fill(watcher)
+        assert (bytes(lease.data), bytes(view)) == (b"a", b"b")
+        view.release()
+        lease.release()
+        wait_until(lambda: not any(info.ref_count for info in watcher.list_objects()), 5, "nothing is held")
 
 
 def test_a_child_cannot_touch_what_the_parent_writes(client: StoreClient) -> None:

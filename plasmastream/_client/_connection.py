@@ -88,6 +88,14 @@ class Connection(Generic[_SocketT]):
         """As `fail`, for what the kernel said."""
         return self.fail(f"broke the connection: {reason_of(error)}")
 
+    def hand_over(self) -> UnixSocket | None:
+        """Close this, but not the socket, which goes to the caller; None where that is of no use to anybody."""
+        if self.broken or self.is_busy:
+            return None
+        heir = self._transport.hand_over()
+        self.close()
+        return heir
+
     def close(self, why: str | None = None) -> None:
         """Close the socket: the store lets everything go that this connection held."""
         self.broken = self.broken or why or f"this client of the store at {self.path} is closed"

@@ -31,7 +31,9 @@ class Lease:
 
     `data` and `metadata` are read-only views of the shared memory. The hold lasts until the lease is released, which
     leaving its `with` block does, *and* the last view made from them is gone: a numpy array, a slice, a cast keep the
-    object in place for as long as they live, in whatever thread.
+    object in place for as long as they live, in whatever thread, also after their client was closed. It ends early only
+    where the connection breaks, or is given up in the midst of a request. A process that was forked does not share it:
+    there, views that were made before are safe only as long as the parent has the hold.
     """
 
     __slots__ = ("_settle", "data", "file", "metadata", "object_id", "size")

@@ -10,17 +10,23 @@ import attrs
 
 from plasmastream._client._connection import Connection
 from plasmastream._client._lease import FileSlice, Lease
+from plasmastream._client._lingering import Lingering
+from plasmastream._client._requests import AT_ONCE
 from plasmastream._client._socket import UnixSocket, close_descriptors
 from plasmastream._client._watched import WatchedMemory
 from plasmastream._errors import StoreError
 from plasmastream._object_id import ObjectID
 from plasmastream._os_errors import reason_of
-from plasmastream.wire.plasma import ObjectSpec, ReleaseRequest
+from plasmastream.wire.plasma import AbortRequest, ObjectSpec, ReleaseRequest
 
 _ConnectionT = TypeVar("_ConnectionT", bound=Connection[UnixSocket])
 
 
 _NO_MEMORY = WatchedMemory()
+
+
+def _nobody() -> None:
+    """Told where nobody needs to know."""
 
 
 class Mapping:
@@ -73,6 +79,8 @@ class _Held:
 class Session(Generic[_ConnectionT]):
     """A connection, what is held over it, and the memory behind that.
 
+    What is held outlives the client: each view, and each lease that was not released, keeps the session alive.
+
     Args:
         connection: a new connection.
         on_unsent: called when the kernel did not take all releases at once: the rest waits in the connection.
@@ -88,11 +96,14 @@ class Session(Generic[_ConnectionT]):
     ) -> None:
         self.connection = connection
         self.mappings: dict[int, Mapping] = {}
+        self.unsealed: set[ObjectID] = set()
+        """What the client is writing: created over this connection, and neither sealed nor aborted."""
         self._on_unsent = on_unsent
         self._on_release = on_release
         self._held: dict[ObjectID, _Held] = {}
         self._given_back: deque[ObjectID] = deque()
         self._let_go: list[ObjectID] = []
+        self._lingering: Lingering | None = None  # where it was closed and something is still held
 
     def holds(self, object_id: ObjectID) -> bool:
         """Whether the store holds an object for us."""
@@ -121,11 +132,13 @@ class Session(Generic[_ConnectionT]):
     def give_back(self, object_id: ObjectID) -> None:
         """Remember that a lease has ended. For finalizers: may be called in any thread, in the midst of anything."""
         self._given_back.append(object_id)
+        if self._lingering is not None:
+            self._settle_lingering(self._lingering)  # there is no next call that would
 
     @property
     def has_notes(self) -> bool:
-        """Whether leases have ended that `settle` has not seen."""
-        return bool(self._given_back)
+        """Whether leases have ended that somebody must `settle`; who lingers does so alone."""
+        return bool(self._given_back) and self._lingering is None
 
     def settle(self) -> None:
         """Act on the leases that have ended, and tell the store what nobody here holds any more.
@@ -133,14 +146,14 @@ class Session(Generic[_ConnectionT]):
         It is not told while a request is under way: a get that is just being answered may take the same object again,
         and the store would see the release behind it. Then it is told before the next request, at the latest.
         """
-        while self._given_back:
-            self._drop(self._given_back.popleft())
+        if self._lingering is not None:
+            self._settle_lingering(self._lingering)
+            return
+        self._take_notes()
         if not self._let_go or self.connection.is_busy or self.connection.broken:
             return  # without a connection the store has let go by itself
-        let_go, self._let_go = self._let_go, []
-        for object_id in let_go:
-            if object_id not in self._held:
-                self.connection.post(ReleaseRequest(object_id))
+        for request in self._take_releases():
+            self.connection.post(request)
         if not self.connection.flush_nowait():
             self._on_unsent()
 
@@ -161,15 +174,51 @@ class Session(Generic[_ConnectionT]):
                     raise self.connection.fail(f"has memory that cannot be mapped: {reason_of(error)}") from error
 
     def close(self) -> None:
-        """Close the connection; memory stays readable as long as somebody looks at it."""
-        self.connection.close()
-        self._close_unused()
+        """End all but the holds that leases and views still need; each of these ends with the last of its views.
+
+        What is unsealed is aborted. In the midst of a request, or where it is broken, the connection closes at once,
+        and the holds end; memory stays readable as long as somebody looks at it. May be called again.
+        """
+        self._take_notes()
+        # More answers than that would not find room, since nobody reads them.
+        socket = self.connection.hand_over() if self._held and len(self.unsealed) <= AT_ONCE else None
+        if socket is None:
+            self.connection.close()
+            self._close_unused()
+            return
+        lingering = Lingering(socket)
+        lingering.tell([*self._take_releases(), *map(AbortRequest, self.unsealed)])
+        self._lingering = lingering
+        self._on_unsent, self._on_release = _nobody, None  # the client need not live as long
+        self.settle()
 
     def _released(self) -> None:
-        if self._on_release is None:
+        on_release = self._on_release  # which another thread may be about to forget
+        if on_release is None:
             self.settle()
         else:
-            self._on_release(self)
+            on_release(self)
+
+    def _settle_lingering(self, lingering: Lingering) -> None:
+        """As `settle`, in any thread, in the midst of anything: whoever has the turn acts on the notes of all."""
+        while self._given_back and lingering.turn.acquire(blocking=False):
+            self._take_notes()
+            releases = self._take_releases()
+            if self._held:
+                lingering.tell(releases)
+            else:
+                lingering.close()
+            # In no `finally`: who was interrupted between two bytes has said the last word, and the end of the last
+            # view closes the socket.
+            lingering.turn.release()
+
+    def _take_notes(self) -> None:
+        while self._given_back:
+            self._drop(self._given_back.popleft())
+
+    def _take_releases(self) -> list[ReleaseRequest]:
+        let_go, self._let_go = self._let_go, []
+        return [ReleaseRequest(object_id) for object_id in let_go if object_id not in self._held]
 
     def _drop(self, object_id: ObjectID) -> None:
         held = self._held[object_id]

@@ -98,6 +98,12 @@ class UnixSocket:
         """End the conversation in both directions, also for whoever waits for the socket."""
         self._socket.shutdown(socket.SHUT_RDWR)
 
+    def hand_over(self) -> "UnixSocket":
+        """The same connection, with all that is queued, as a new socket; this one is as if it were closed."""
+        heir = UnixSocket(socket.socket(fileno=self._socket.detach()))
+        heir._queue, heir.queued_bytes = self._queue, self.queued_bytes
+        return heir
+
     def close(self) -> None:
         """Close the socket. May be called again."""
         self._socket.close()

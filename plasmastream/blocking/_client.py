@@ -142,9 +142,10 @@ class StoreClient:
             self._open_session()
 
     def close(self) -> None:
-        """Close the connections: leases end, what is unsealed is aborted, other threads that wait are told.
+        """Close the connections: what is unsealed is aborted, other threads that wait are told. May be called again.
 
-        May be called again. Views of leases stay readable memory, but the store may put other objects there.
+        Leases that were not released, and views, go on to hold their objects: as long as any is left, one connection
+        stays open for them. The store is told of each that goes.
         """
         with self._lock:
             self._closed = True
@@ -415,6 +416,7 @@ class StoreClient:
             def work(session: _Session) -> None:
                 reply, _ = session.connection.call(request, SealReply)
                 check(reply.error, f"object {object_id}")
+                session.unsealed.discard(object_id)
                 session.hold(object_id, spec)
                 unsealed.is_sealed = True
 
@@ -446,6 +448,7 @@ class StoreClient:
             check(reply.error, what)
             assert reply.store_fd is not None  # the parser has checked both
             assert reply.mmap_size is not None
+            session.unsealed.add(request.object_id)
             session.map((reply.store_fd,), (reply.mmap_size,), descriptors)
             created.append((session, session.mappings[reply.store_fd], reply.spec))
 
@@ -455,8 +458,12 @@ class StoreClient:
         check(self._call(request, CreateAndSealBatchReply).error, what)
 
     def _abort(self, session: _Session, object_id: ObjectID) -> None:
-        with suppress(StoreConnectionError):  # without a connection the store does so by itself
-            self._turn(lambda session: session.connection.call(AbortRequest(object_id), AbortReply), session)
+        def work(session: _Session) -> None:
+            session.unsealed.discard(object_id)
+            session.connection.call(AbortRequest(object_id), AbortReply)
+
+        with suppress(StoreConnectionError):  # then the store has done so by itself, or was told to
+            self._turn(work, session)
 
     @staticmethod
     def _when_there_is_room(ask: Callable[[], None], deadline: float) -> None:
@@ -544,6 +551,8 @@ def open_store(
     path: str | os.PathLike[str] = DEFAULT_SOCKET, *, connect_timeout: float = 2.0, reply_timeout: float = 30.0
 ) -> StoreClient:
     """Connect to the store at a Unix socket; leaving the client's `with` block, or `close`, ends that.
+
+    Views of objects that were got stay valid after that: see `Lease`.
 
     Args:
         path: the store's socket.

@@ -121,6 +121,7 @@ class StoreClient:
             reply, _, _ = await self._call(SealRequest(object_id, digest), SealReply, within=session)
             check(reply.error, f"object {object_id}")
             # Nobody ran between the reply and here, so no get can have missed it.
+            session.unsealed.discard(object_id)
             session.hold(object_id, spec)
 
         unsealed: UnsealedObject | None = None
@@ -303,6 +304,7 @@ class StoreClient:
         reply, descriptors, session = await self._call_for_room(request, CreateReply, what, deadline)
         assert reply.store_fd is not None  # the parser has checked both
         assert reply.mmap_size is not None
+        session.unsealed.add(object_id)
         session.map((reply.store_fd,), (reply.mmap_size,), descriptors)
         return session, reply.spec
 
@@ -325,7 +327,8 @@ class StoreClient:
             try:
                 await self._call(AbortRequest(object_id), AbortReply, within=session)
             except StoreConnectionError:
-                return  # then the store has aborted it by itself
+                return  # then the store has aborted it by itself, or was told to
+            session.unsealed.discard(object_id)
 
     async def _take_back(self, object_ids: Sequence[ObjectID]) -> None:
         with anyio.CancelScope(shield=True):
@@ -419,8 +422,9 @@ class StoreClient:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.close()
-        if self._session is not None:
-            self._session.close()
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
 
 @asynccontextmanager
@@ -432,8 +436,8 @@ async def open_store(
 ) -> AsyncIterator[StoreClient]:
     """Connect to the store at a Unix socket, on Trio or asyncio.
 
-    Leaving the block closes the connection: leases end, what is unsealed is aborted. Views of leases stay readable
-    memory, but the store may put other objects there.
+    Leaving the block closes the client: what is unsealed is aborted. Leases that were not released, and views, go on to
+    hold their objects: as long as any is left, one connection stays open for them. The store is told of each that goes.
 
     Args:
         path: the store's socket.

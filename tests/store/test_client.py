@@ -5,16 +5,18 @@ import gc
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from weakref import WeakSet
 
+import anyio
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from plasmastream import ObjectExistsError, StoreConnectionError, StoreError, StoreFullError
+from plasmastream import ObjectExistsError, ObjectID, StoreConnectionError, StoreError, StoreFullError, blocking
 from plasmastream._client import check
-from plasmastream.store import EmbeddedStore, NewObject, StoreClient, open_store
+from plasmastream.store import EmbeddedStore, Lease, NewObject, StoreClient, open_store
 from plasmastream.store import _client as client_module
 from plasmastream.store import _session as session_module
 from plasmastream.store._transport import UnixTransport
@@ -27,7 +29,19 @@ from plasmastream.wire.plasma import (
     ServerConnection,
     Signal,
 )
-from tests.store.helpers import CallCounter, assert_untouched, name, names, open_descriptors, put, served
+from tests.apache import StoreFactory
+from tests.interop.nodes import wait_until
+from tests.store.helpers import (
+    CAPACITY,
+    CallCounter,
+    assert_untouched,
+    name,
+    names,
+    open_descriptors,
+    put,
+    served,
+    served_in_thread,
+)
 
 A, B, C, D = names(4)
 
@@ -297,6 +311,85 @@ async def test_a_closed_client_says_so(path: Path) -> None:
         lease.release()
         await wait_all_tasks_blocked()
         assert_untouched(store)
+
+
+@pytest.mark.parametrize("loop", ["trio", "asyncio"])
+@pytest.mark.parametrize("whose", ["ours", "apache"])
+def test_views_outlive_the_client_and_its_loop(loop: str, whose: str, request: pytest.FixtureRequest) -> None:
+    def socket_path() -> str:
+        if whose == "apache":
+            factory: StoreFactory = request.getfixturevalue("apache_store")
+            return factory(CAPACITY).socket_path
+        path: Path = request.getfixturevalue("path")
+        stack.enter_context(served_in_thread(path))
+        return str(path)
+
+    async def get() -> tuple[Lease, Lease, memoryview]:
+        async with open_store(at) as client:
+            for object_id in (A, B, C):
+                await client.put(object_id, object_id=object_id)
+            first, second, third = await client.get([A, B, C])
+            assert first is not None
+            assert second is not None
+            assert third is not None
+            clients.add(client)
+            unsealed = client.create(D, 10)
+            await unsealed.__aenter__()
+        await unsealed.__aexit__(None, None, None)
+        assert client._session is None
+        fill()
+        assert (bytes(first.data), bytes(second.data), bytes(third.data)) == (A, B, C)
+        return first, second, third.data[:]
+
+    def fill() -> None:
+        for _ in range(20):
+            watcher.put(b"\xff" * (CAPACITY // 8))
+
+    def held() -> set[ObjectID]:
+        return {info.object_id for info in watcher.list_objects() if info.ref_count}
+
+    with ExitStack() as stack:
+        at = socket_path()
+        watcher = stack.enter_context(blocking.open_store(at))
+        clients: WeakSet[StoreClient] = WeakSet()
+        first, second, view = anyio.run(get, backend=loop)
+        gc.collect()
+        gc.disable()
+        stack.callback(gc.enable)
+        wait_until(lambda: held() == {A, B, C}, 5, "D is aborted")
+        assert not clients
+        sockets = sum("socket:" in text for text in open_descriptors())
+        first.release()
+        wait_until(lambda: held() == {B, C}, 5, "A is let go")
+        del second
+        wait_until(lambda: held() == {C}, 5, "B is let go")
+        fill()
+        assert bytes(view) == C
+        del view
+        wait_until(lambda: held() == set(), 5, "C is let go")
+        if whose == "apache":  # ours has its end of it in this process, too
+            assert sum("socket:" in text for text in open_descriptors()) == sockets - 1
+
+
+async def test_a_client_that_is_closed_in_the_midst_of_a_request_holds_nothing(path: Path) -> None:
+    async with served(path) as store, trio.open_nursery() as nursery:
+        put(store, A, b"a")
+
+        async def ask(client: StoreClient) -> None:
+            with pytest.raises(StoreConnectionError, match="is closed"):
+                await client.list_objects()
+
+        async with open_store(path) as client:
+            (lease,) = await client.get([A])
+            assert lease is not None
+            nursery.start_soon(ask, client)
+            while client._session is None or not client._session.connection.is_busy:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            client._close()
+        await wait_all_tasks_blocked()
+        assert bytes(lease.data) == b"a"
+        assert_untouched(store)
+        lease.release()
 
 
 async def test_a_block_that_is_left_after_the_client_was_closed(path: Path) -> None:

@@ -1,0 +1,50 @@
+"""What a closed client leaves behind while views of its objects live: the socket by which the store holds them.
+
+No client waits for it any more, and no event loop knows it. So whoever has the turn may speak, in any thread, also from
+a finalizer; nothing that is said has an answer that matters. It closes when nobody can reach it any more, at the
+latest. In a child after a fork it is closed at once: the store goes on to hear the parent.
+"""
+
+import os
+from collections.abc import Iterable
+from threading import Lock
+from weakref import WeakSet
+
+from plasmastream._client._socket import UnixSocket
+from plasmastream.wire.plasma import Message, Outgoing, encode
+
+
+class Lingering:
+    """The socket of a client that was closed."""
+
+    def __init__(self, transport: UnixSocket) -> None:
+        self.turn = Lock()
+        """For whoever speaks. Taken without waiting: a finalizer may come in the midst of who has it."""
+        self._transport = transport
+        _all.add(self)
+
+    def tell(self, requests: Iterable[Message]) -> None:
+        """Send what the kernel takes; the rest goes with the next, or needs not be said any more."""
+        self._transport.queue(Outgoing[int](encode(request)) for request in requests)
+        try:
+            self._transport.flush_nowait()
+        except OSError:
+            self.close()  # the store is gone, or has let go by itself
+
+    def close(self) -> None:
+        """Close the socket: the store lets go of what is still held. May be called again."""
+        self._transport.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+_all: WeakSet[Lingering] = WeakSet()
+
+
+def _leave_all_to_parent() -> None:
+    for lingering in list(_all):
+        lingering.close()
+
+
+os.register_at_fork(after_in_child=_leave_all_to_parent)
