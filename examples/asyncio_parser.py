@@ -64,6 +64,9 @@ async def copy(host: str, port: int, object_ids: Sequence[ObjectID]) -> dict[Obj
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        print("usage: python examples/asyncio_parser.py HOST:PORT ID [ID...]", file=sys.stderr)
+        sys.exit(2)
     host, _, port = sys.argv[1].rpartition(":")
     ids = [ObjectID.from_hex(text) for text in sys.argv[2:]]
     try:

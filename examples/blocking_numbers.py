@@ -40,6 +40,9 @@ def add_up(store: StoreClient, object_id: ObjectID, part: int) -> float:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        print("usage: python examples/blocking_numbers.py SOCKET", file=sys.stderr)
+        sys.exit(2)
     with open_store(sys.argv[1]) as store, multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
         object_id = write(store)
         sums = pool.starmap(add_up, [(store, object_id, part) for part in range(WORKERS)])

@@ -28,11 +28,15 @@ async def move(server: str, source: str, object_ids: list[ObjectID]) -> bool:
     async with open_peer(*parse_address(server)) as peer:
         statuses = await peer.sync(requests, timeout=600)
     for request, status in zip(requests, statuses, strict=True):
-        print(f"{request.kind.name} of {len(request.object_ids)} objects: {describe_status(status)}")
+        count = len(request.object_ids)
+        print(f"{request.kind.name} of {count} object{'s' if count > 1 else ''}: {describe_status(status)}")
     return all(status == Status.SUCCESS for status in statuses)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        print("usage: python examples/move_objects.py SERVER SOURCE ID [ID...]", file=sys.stderr)
+        sys.exit(2)
     try:
         succeeded = asyncio.run(move(sys.argv[1], sys.argv[2], [ObjectID.from_hex(text) for text in sys.argv[3:]]))
     except PlasmastreamError as error:

@@ -44,6 +44,9 @@ async def read(path: str, object_id: ObjectID) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        print("usage: python examples/share_array.py SOCKET", file=sys.stderr)
+        sys.exit(2)
     if len(sys.argv) > 2:
         trio.run(read, sys.argv[1], ObjectID.from_hex(sys.argv[2]))
     else:

@@ -20,18 +20,21 @@ async def accept_connections(
     serve: Callable[[socket.socket], Awaitable[None]],
     nursery: trio.Nursery,
     max_connections: int,
+    owner: str,
 ) -> None:
     """Accept connections until cancelled, and serve each in a task of the nursery.
 
-    At `max_connections` the listener is left alone until one ends: who comes then waits in the kernel's queue. When
-    this process or machine runs out of descriptors or memory, accepting pauses, says so once, and goes on later. An
-    unexpected error while serving one connection is logged, and ends that connection only.
+    At `max_connections` the listener is left alone until one ends: who comes then waits in the kernel's queue. That is
+    logged once, until there has been a free place again. When this process or machine runs out of descriptors or
+    memory, accepting pauses, says so once, and goes on later. An unexpected error while serving one connection is
+    logged, and ends that connection only.
 
     Args:
         listener: a listening socket, non-blocking.
         serve: serves a connection, owns its socket.
         nursery: where connections are served.
         max_connections: how many at once.
+        owner: whose connections they are, for the log.
     """
     slots = trio.Semaphore(max_connections)
 
@@ -44,7 +47,13 @@ async def accept_connections(
             sock.close()
             slots.release()
 
+    is_told = False
     while True:
+        if slots.value:
+            is_told = False
+        elif not is_told:
+            _log.warning("%s is at its limit of connections, %d: others wait until one ends", owner, max_connections)
+            is_told = True
         await slots.acquire()
         nursery.start_soon(serve_one, await _accept(listener))
 

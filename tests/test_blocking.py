@@ -291,6 +291,21 @@ def test_anything_that_shows_its_memory_can_be_put(client: StoreClient) -> None:
             assert bytes(lease.data) == expected
 
 
+def test_one_id_is_no_list_of_ids(client: StoreClient) -> None:
+    for ids in (A, str(A), [str(A)], [1]):
+        for method in (client.get, client.contains, client.delete, client.inspect):
+            with pytest.raises(TypeError, match="a list of ObjectID is needed, not "):
+                method(cast("Sequence[ObjectID]", ids))
+
+
+def test_one_object_of_many_is_named_plainly(client: StoreClient) -> None:
+    client.put(b"data", object_id=A)
+    with pytest.raises(ObjectExistsError, match=f"^object {A}: exists already"):
+        client.put_many([NewObject(A, b"data")])
+    with pytest.raises(ObjectExistsError, match=f"^one of 2 objects, from {A} on: exists already"):
+        client.put_many([NewObject(A, b"data"), NewObject(B, b"data")])
+
+
 def test_a_pickled_client_is_its_address(path: str) -> None:
     with open_store(path, connect_timeout=0.1, reply_timeout=3) as client:
         client.put(b"a", object_id=A)

@@ -6,6 +6,7 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Self, cast
 
 import pytest
@@ -66,7 +67,7 @@ def connect(listener: socket.socket) -> socket.socket:
 async def test_each_connection_is_served_and_closed(listener: socket.socket) -> None:
     served = Served()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(accept_connections, listener, served, nursery, 10)
+        nursery.start_soon(accept_connections, listener, served, nursery, 10, "it")
         with connect(listener) as first, connect(listener) as second:
             await served.until(2)
             served.go.set()
@@ -79,7 +80,7 @@ async def test_each_connection_is_served_and_closed(listener: socket.socket) -> 
 async def test_at_the_limit_the_next_one_waits(listener: socket.socket) -> None:
     served = Served()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(accept_connections, listener, served, nursery, 2)
+        nursery.start_soon(accept_connections, listener, served, nursery, 2, "it")
         clients = [connect(listener) for _ in range(3)]
         await served.until(2)
         await wait_all_tasks_blocked()
@@ -89,6 +90,44 @@ async def test_at_the_limit_the_next_one_waits(listener: socket.socket) -> None:
         nursery.cancel_scope.cancel()
         for client in clients:
             client.close()
+
+
+async def test_a_limit_that_is_reached_is_told_once(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+    ends: list[trio.Event] = []
+
+    async def serve(sock: socket.socket) -> None:
+        ends.append(trio.Event())
+        await ends[-1].wait()
+
+    async def told(served: int) -> int:
+        """How often, when so many have been served."""
+        with trio.fail_after(5):
+            while len(ends) < served:
+                await trio.lowlevel.checkpoint()
+        await wait_all_tasks_blocked()
+        return len(caplog.records)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept_connections, listener, serve, nursery, 2, "the store")
+        with ExitStack() as clients:
+            clients.enter_context(connect(listener))
+            assert await told(1) == 0
+            for _ in range(3):  # one of these is served
+                clients.enter_context(connect(listener))
+            assert await told(2) == 1
+            ends[0].set()
+            assert await told(3) == 1
+            ends[1].set()
+            assert await told(4) == 1
+            ends[2].set()
+            ends[3].set()
+            assert await told(4) == 1
+            for _ in range(2):
+                clients.enter_context(connect(listener))
+            assert await told(6) == 2
+            nursery.cancel_scope.cancel()
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+    assert caplog.records[0].message == "the store is at its limit of connections, 2: others wait until one ends"
 
 
 async def test_an_unexpected_error_ends_one_connection_only(
@@ -105,14 +144,13 @@ async def test_an_unexpected_error_ends_one_connection_only(
         sock.send(b"!")
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(accept_connections, listener, serve, nursery, 1)
+        nursery.start_soon(accept_connections, listener, serve, nursery, 1, "it")
         with connect(listener) as first, connect(listener) as second:
             await wait_all_tasks_blocked(0.01)
             assert first.recv(1) == b""
             assert second.recv(1) == b"!"
         nursery.cancel_scope.cancel()
-    (record,) = caplog.records
-    assert record.levelno == logging.ERROR
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert "report" in record.message
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
@@ -126,7 +164,7 @@ async def test_when_resources_run_out_accepting_goes_on_later(
     failing = cast("socket.socket", FailingListener(listener, [OSError(code, os.strerror(code))]))
     async with trio.open_nursery() as nursery:
         with connect(listener):
-            nursery.start_soon(accept_connections, failing, served, nursery, 10)
+            nursery.start_soon(accept_connections, failing, served, nursery, 10, "it")
             await trio.sleep(1)
             assert served.sockets
         nursery.cancel_scope.cancel()
@@ -141,7 +179,7 @@ async def test_a_lasting_shortage_is_told_once(
     failing = cast("socket.socket", FailingListener(listener, shortage))
     async with trio.open_nursery() as nursery:
         with connect(listener):
-            nursery.start_soon(accept_connections, failing, served, nursery, 10)
+            nursery.start_soon(accept_connections, failing, served, nursery, 10, "it")
             await trio.sleep(60)
             assert served.sockets
         nursery.cancel_scope.cancel()
@@ -155,7 +193,7 @@ async def test_a_client_that_gave_up_meanwhile_is_passed_over(listener: socket.s
     failing = cast("socket.socket", FailingListener(listener, [ConnectionAbortedError(errno.ECONNABORTED, "gone")]))
     async with trio.open_nursery() as nursery:
         with connect(listener):
-            nursery.start_soon(accept_connections, failing, served, nursery, 10)
+            nursery.start_soon(accept_connections, failing, served, nursery, 10, "it")
             await served.until(1)
         nursery.cancel_scope.cancel()
 
@@ -164,4 +202,4 @@ async def test_any_other_error_of_the_listener_is_raised(listener: socket.socket
     failing = cast("socket.socket", FailingListener(listener, [OSError(errno.EBADF, "bad")]))
     with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="bad")):
         async with trio.open_nursery() as nursery:
-            await accept_connections(failing, Served(), nursery, 10)
+            await accept_connections(failing, Served(), nursery, 10, "it")

@@ -2,6 +2,7 @@
 
 import errno
 import math
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ AT_ONCE = 64
 """Requests that may be sent before their replies are read: sockets hold so many in both directions."""
 
 _FOR_EVER = 1e9  # seconds; the protocol counts milliseconds in 64 bits
+_FIELD_NAME = re.compile(":[^:]*:")  # in the format of a buffer of structures
 
 
 def check(code: ErrorCode, what: str) -> None:
@@ -38,15 +40,35 @@ def check(code: ErrorCode, what: str) -> None:
     if code is ErrorCode.OBJECT_NOT_FOUND:
         raise ObjectNotFoundError(f"{what}: not in the store")
     if code is ErrorCode.OUT_OF_MEMORY:
-        raise StoreFullError(f"{what}: the store is full of objects in use; release or delete some")
+        raise StoreFullError(
+            f"{what}: the store has no room for it: its objects are in use, or cannot be spilled, or a limit of "
+            "this client is reached; release or delete some, or see the store's log"
+        )
     raise StoreError(f"{what}: the store answered {code.name}")
 
 
+def check_ids(object_ids: object) -> None:
+    """Tell a list of ids from one id, which is a sequence of numbers, and from text. Looks at the first id only.
+
+    Raises:
+        TypeError: it is no list of ids.
+    """
+    is_one = isinstance(object_ids, (bytes, str))
+    if is_one or (isinstance(object_ids, (list, tuple)) and object_ids and not isinstance(object_ids[0], bytes)):
+        raise TypeError(f"a list of ObjectID is needed, not {object_ids!r:.80}")
+
+
 def octets(data: "AnyBuffer") -> Buffer:
-    """Anything that shows its memory, as bytes in one piece: without a copy, where it is in one piece."""
+    """Anything that shows its memory, as bytes in one piece: without a copy, where it is in one piece.
+
+    Raises:
+        TypeError: it has Python objects in it.
+    """
     view = memoryview(data)
     if not view.nbytes:
         return b""  # an empty view cannot be cast
+    if "O" in _FIELD_NAME.sub("", view.format):
+        raise TypeError("this buffer holds addresses of Python objects, of no use to others: convert it, or pickle it")
     return view.cast("B") if view.c_contiguous else view.tobytes()
 
 
@@ -79,6 +101,7 @@ class Inspection:
     """
 
     def __init__(self, object_ids: Sequence[ObjectID] | None) -> None:
+        check_ids(object_ids)
         self.found: list[ObjectStatus] = []
         self._waiting = deque([InspectRequest()] if object_ids is None else _pages(object_ids))
 
@@ -96,6 +119,12 @@ class Inspection:
 def _pages(object_ids: Sequence[ObjectID]) -> Iterator[InspectRequest]:
     for start in range(0, len(object_ids), MAX_INSPECTED):
         yield InspectRequest(tuple(object_ids[start : start + MAX_INSPECTED]))
+
+
+def name_of(batch: Sequence[NewObject]) -> str:
+    """What errors call objects that are put together."""
+    first = batch[0].object_id
+    return f"object {first}" if len(batch) == 1 else f"one of {len(batch):,} objects, from {first} on"
 
 
 def batches(objects: Sequence[NewObject], max_objects: int, max_bytes: int) -> list[list[NewObject]]:

@@ -25,7 +25,9 @@ from plasmastream._client import (
     Unsealed,
     batches,
     check,
+    check_ids,
     close_descriptors,
+    name_of,
     octets,
     wait_in_milliseconds,
 )
@@ -205,6 +207,7 @@ class StoreClient:
             Its name.
 
         Raises:
+            TypeError: the data has Python objects in it.
             ObjectExistsError: the id is taken.
             StoreFullError: it does not fit.
         """
@@ -241,8 +244,7 @@ class StoreClient:
                     metadata=tuple(new.metadata for new in batch),
                     digests=tuple(new.digest for new in batch),
                 )
-                what = f"one of {len(batch):,} objects, from {batch[0].object_id} on"
-                self._when_there_is_room(partial(self._put_batch, request, what), deadline)
+                self._when_there_is_room(partial(self._put_batch, request, name_of(batch)), deadline)
                 put += request.object_ids
                 found = self.get(request.object_ids)
                 leases += [lease for lease in found if lease is not None]
@@ -267,6 +269,7 @@ class StoreClient:
         Returns:
             In the order asked: a lease each, or None for what could not be read in time.
         """
+        check_ids(object_ids)
         leases = self._get_now(object_ids)
         if timeout == 0 or None not in leases:
             return leases
@@ -280,6 +283,7 @@ class StoreClient:
 
     def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:
         """Tell of each object whether it can be read."""
+        check_ids(object_ids)
         found: list[bool] = []
         for first in range(0, len(object_ids), AT_ONCE):
             requests = [ContainsRequest(object_id) for object_id in object_ids[first : first + AT_ONCE]]
@@ -293,6 +297,7 @@ class StoreClient:
         Returns:
             In the order asked: OK, OBJECT_NOT_FOUND, or (remembered) OBJECT_NOT_SEALED, OBJECT_IN_USE.
         """
+        check_ids(object_ids)
         return list(self._call(DeleteRequest(tuple(object_ids)), DeleteReply).errors) if object_ids else []
 
     def list_objects(self) -> list[ObjectInfo]:

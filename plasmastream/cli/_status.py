@@ -32,7 +32,7 @@ async def print_status(object_id: ObjectID, path: str, *, as_json: bool) -> None
         print(json.dumps({**as_dict(status, now), "explanation": explain(status, now)}, indent=2))
         return
     for name, value in _lines(status, now):
-        print(f"{name + ':':<10} {value}")
+        print(f"{name and name + ':':<10} {value}")
     print()
     for sentence in explain(status, now):
         print(sentence)

@@ -27,7 +27,7 @@ def read_mode(text: str) -> int:
     return int(found[1], 8)
 
 
-Mode: TypeAlias = Annotated[int, Parameter(converter=reader(read_mode), n_tokens=1)]
+Mode: TypeAlias = Annotated[int, Parameter(converter=reader(read_mode), n_tokens=1, metavar="MODE")]
 
 _STORE_GROUP = Group("Store", help="What a new store is made of.", sort_key=1)
 _STORE = Parameter(group=_STORE_GROUP)
@@ -62,7 +62,7 @@ class StoreFlags:
     socket_group
         The socket's group, by name or number.
     max_clients
-        Connections at once; more wait.
+        Connections at once; more wait. A client that waits for objects may take a second connection.
     max_held
         Objects that one client may hold at once. Beyond it, it gets no others.
     max_unsealed

@@ -78,20 +78,25 @@ def reader(read: Callable[[str], _T]) -> Callable[[Any, Sequence[Token]], _T]:
 
 
 Id: TypeAlias = Annotated[
-    ObjectID, Parameter(converter=reader(ObjectID.from_hex), n_tokens=1, accepts_keys=False)
+    ObjectID, Parameter(converter=reader(ObjectID.from_hex), n_tokens=1, accepts_keys=False, metavar="ID")
 ]
-Ids: TypeAlias = Annotated[tuple[Id, ...], Parameter(name="ID", negative=())]
-Size: TypeAlias = Annotated[int, Parameter(converter=reader(read_size), n_tokens=1, show_default=show_size)]
+Ids: TypeAlias = Annotated[tuple[Id, ...], Parameter(name="ID...", negative=())]
+Size: TypeAlias = Annotated[
+    int, Parameter(converter=reader(read_size), n_tokens=1, show_default=show_size, metavar="SIZE")
+]
 Server: TypeAlias = Annotated[
-    Address, Parameter(converter=reader(read_address), n_tokens=1, accepts_keys=False, show_default=str)
+    Address,
+    Parameter(converter=reader(read_address), n_tokens=1, accepts_keys=False, show_default=str, metavar="HOST:PORT"),
 ]
-Port: TypeAlias = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
-Seconds: TypeAlias = Annotated[float, Parameter(validator=Number(gte=0))]
-PositiveSeconds: TypeAlias = Annotated[float, Parameter(validator=Number(gt=0))]
-Count: TypeAlias = Annotated[int, Parameter(validator=Number(gte=1))]
+Port: TypeAlias = Annotated[int, Parameter(validator=Number(gte=0, lte=65535), metavar="PORT")]
+Seconds: TypeAlias = Annotated[float, Parameter(validator=Number(gte=0), metavar="SECONDS")]
+PositiveSeconds: TypeAlias = Annotated[float, Parameter(validator=Number(gt=0), metavar="SECONDS")]
+Count: TypeAlias = Annotated[int, Parameter(validator=Number(gte=1), metavar="N")]
 Flag: TypeAlias = Annotated[bool, Parameter(negative=())]
-Directory: TypeAlias = Annotated[str | None, Parameter(name=("--directory", "-d"))]
-PlasmaSocket: TypeAlias = Annotated[str, Parameter(name=("--plasma-socket", "-s"), env_var="PLASMA_SOCKET")]
+Directory: TypeAlias = Annotated[str | None, Parameter(name=("--directory", "-d"), metavar="DIR")]
+PlasmaSocket: TypeAlias = Annotated[
+    str, Parameter(name=("--plasma-socket", "-s"), env_var="PLASMA_SOCKET", metavar="PATH")
+]
 
 __all__ = [
     "DEFAULT_SOCKET",

@@ -9,7 +9,7 @@ from plasmastream.cli._types import DEFAULT_SOCKET, Id, PlasmaSocket
 
 
 async def put(
-    files: Annotated[tuple[str, ...], Parameter(name="FILE", allow_leading_hyphen=True, negative=())],
+    files: Annotated[tuple[str, ...], Parameter(name="FILE...", allow_leading_hyphen=True, negative=())],
     /,
     *,
     object_id: Annotated[Id | None, Parameter(name="--id")] = None,

@@ -17,18 +17,24 @@ _PROGRAM = "plasma-store-server"
 _HELP = f"""\
 Usage: {_PROGRAM} -s SOCKET -m BYTES [-d DIRECTORY] [-h] [-e ENDPOINT]
 
-Serve a store to the processes of this machine, until Ctrl-C or SIGTERM. See also: plasmastream store.
+Serve a store to the processes of this machine, until Ctrl-C or SIGTERM.
+See also: plasmastream store.
 
   -s SOCKET     the Unix socket to serve at
-  -m BYTES      what all objects together may have; a number without a suffix. Taken from the machine at the start
-  -d DIRECTORY  take the memory from the file system of this directory, rather than from none
-  -h            take huge pages, of which the machine must have enough (vm.nr_hugepages)
-  -e ENDPOINT   hashtable://NAME: what is evicted goes to files in TMPDIR, and comes back. They last as long as the
-                store; plasmastream store --spill names the directory, and keeps them
+  -m BYTES      what all objects together may have; a number without a suffix.
+                Taken from the machine at the start
+  -d DIRECTORY  take the memory from the file system of this directory, rather
+                than from none
+  -h            take huge pages, of which the machine must have enough
+                (vm.nr_hugepages)
+  -e ENDPOINT   hashtable://NAME: what is evicted goes to files in TMPDIR, and
+                comes back. They last as long as the store; plasmastream store
+                --spill names the directory, and keeps them
   -help         show this text
   -version      show the version
 
-A flag may have two dashes, and its value may follow a "=". Exit statuses: 0 done; 1 anything went wrong.
+A flag may have two dashes, and its value may follow a "=".
+Exit statuses: 0 done; 1 anything went wrong.
 """
 
 _TEXTS = {"s", "m", "d", "e"}

@@ -105,8 +105,9 @@ class PeerServer:
                 async with trio.open_nursery() as nursery:
                     task_status.started()
                     with self._accepting:
+                        owner = f"the peer server at {format_address(self.address)}"
                         await accept_connections(
-                            listener, self._serve_socket, nursery, self._max_connections
+                            listener, self._serve_socket, nursery, self._max_connections, owner
                         )
                     listener.close()
 

@@ -29,7 +29,9 @@ from plasmastream._client import (
     Session,
     batches,
     check,
+    check_ids,
     close_descriptors,
+    name_of,
     octets,
     wait_in_milliseconds,
 )
@@ -150,6 +152,7 @@ class StoreClient:
             Its name.
 
         Raises:
+            TypeError: the data has Python objects in it.
             ObjectExistsError: the id is taken.
             StoreFullError: it does not fit.
         """
@@ -174,8 +177,7 @@ class StoreClient:
                     metadata=tuple(new.metadata for new in batch),
                     digests=tuple(new.digest for new in batch),
                 )
-                what = f"one of {len(batch):,} objects, from {batch[0].object_id} on"
-                await self._call_for_room(request, CreateAndSealBatchReply, what, deadline)
+                await self._call_for_room(request, CreateAndSealBatchReply, name_of(batch), deadline)
                 put += request.object_ids
                 found = await self.get(request.object_ids)
                 leases += [lease for lease in found if lease is not None]
@@ -192,6 +194,7 @@ class StoreClient:
         self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0
     ) -> list[Lease | None]:
         """Hold many objects in one call: see `ObjectStore.get`."""
+        check_ids(object_ids)
         leases = await self._get_now(object_ids)
         if timeout == 0 or None not in leases:
             return leases
@@ -206,6 +209,7 @@ class StoreClient:
 
     async def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:
         """Tell of each object whether it can be read."""
+        check_ids(object_ids)
         found: list[bool] = []
         for first in range(0, len(object_ids), AT_ONCE):
             requests = [ContainsRequest(object_id) for object_id in object_ids[first : first + AT_ONCE]]
@@ -221,6 +225,7 @@ class StoreClient:
 
     async def delete(self, object_ids: Sequence[ObjectID]) -> list[ErrorCode]:
         """Delete objects; those in use go when the last lease does: see `ObjectStore.delete`."""
+        check_ids(object_ids)
         if not object_ids:
             await anyio.lowlevel.checkpoint()
             return []

@@ -134,9 +134,13 @@ class Segment:
                 fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
             return mmap.mmap(self.fd, self.length)
         except (OSError, OverflowError) as error:
-            what = "of huge pages" if self.has_huge_pages else "of address space"
             reason = reason_of(error) if isinstance(error, OSError) else error
-            raise StoreFullError(f"{self.length:,} bytes {what} were refused: {reason}") from error
+            if self.has_huge_pages:
+                raise StoreFullError(f"{self.home:,} bytes of huge pages were refused: {reason}") from error
+            raise StoreFullError(
+                f"{self.home:,} bytes of shared memory take {self.length:,} bytes of address space, which were "
+                f"refused: {reason}; give the store less memory, or raise the limit (ulimit -v)"
+            ) from error
 
     def reserve(self, offset: int, nbytes: int, *, replacing: int = 0) -> None:
         """Give pages to `nbytes` bytes from `offset` on, both multiples of the page size.

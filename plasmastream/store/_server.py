@@ -126,7 +126,7 @@ async def serve_store(
 
         async with trio.open_nursery() as nursery:
             task_status.started()
-            await accept_connections(listener, serve, nursery, max_connections)
+            await accept_connections(listener, serve, nursery, max_connections, f"the store at {path}")
 
 
 class _Session:

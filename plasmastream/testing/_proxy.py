@@ -176,7 +176,7 @@ async def open_fault_proxy(
         listener.listen(128)
         proxy = FaultProxy(listener.getsockname()[:2], (host, port), script, log_limit)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(accept_connections, listener, proxy._serve, nursery, _MAX_CONNECTIONS)
+            nursery.start_soon(accept_connections, listener, proxy._serve, nursery, _MAX_CONNECTIONS, "the proxy")
             try:
                 yield proxy
             except Exception as error:  # a test's own failure is raised as it is, not in a group

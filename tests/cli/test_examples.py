@@ -24,6 +24,13 @@ def test_examples_are_short_and_tested(path: Path) -> None:
     assert path.name in Path(__file__).read_text()
 
 
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: str(path.name))
+def test_examples_tell_how_they_are_called(path: Path) -> None:
+    result = run_example(path.name)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"usage: python examples/{path.name} ")
+
+
 def test_asyncio_parser(here: Node) -> None:
     small = put_object(here.socket, b"small", b"about it")
     large = put_object(here.socket, os.urandom(3_000_000), b"large")
@@ -58,7 +65,7 @@ def test_blocking_numbers(here: Node) -> None:
 def test_move_objects(here: Node, there: Node) -> None:
     ids = [put_object(here.socket, bytes([number])) for number in range(3)]
     result = run_example("move_objects.py", there.address, here.address, *ids)
-    assert result.stdout == "COPY of 2 objects: success\nTAKE of 1 objects: success\n", result
+    assert result.stdout == "COPY of 2 objects: success\nTAKE of 1 object: success\n", result
     assert get_object(there.socket, ids[2]) == b"\x02"
     assert get_object(here.socket, ids[2]) is None
     assert run_example("move_objects.py", there.address, here.address, *ids).returncode == 1

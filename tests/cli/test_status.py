@@ -96,6 +96,17 @@ def test_an_object_that_is_being_written(here: Node) -> None:
     assert (found["state"], found["sealed_at"], found["delete_when_released"]) == ("unsealed", None, True)
 
 
+def test_each_holder_has_a_line(here: Node) -> None:
+    object_id = put_object(here.socket, b"four")
+    with blocking.open_store(here.socket) as one, blocking.open_store(here.socket) as other:
+        leases = one.get([ObjectID.from_hex(object_id)]) + other.get([ObjectID.from_hex(object_id)])
+        lines = run_here("stat", object_id).succeeds().text.splitlines()
+        first = lines.index("Held by:   2") + 1
+        for line in lines[first : first + 2]:
+            assert line.startswith(f"           process {os.getpid()} ")
+        assert None not in leases
+
+
 def test_a_client_that_has_a_name_and_a_quota(here: Node, apache_client: ClientFactory) -> None:
     client = apache_client(here.socket)
     client.set_client_options("worker nine", 1_000_000)

@@ -91,6 +91,7 @@ def test_wrong_flags(arguments: list[str], words: list[str]) -> None:
 def test_help_and_version(dashes: str) -> None:
     assert run(f"{dashes}version", program=PROGRAM).succeeds().text == f"{PROGRAM} version {plasmastream.__version__}\n"
     shown = run(f"{dashes}help", program=PROGRAM).succeeds().text
+    assert max(map(len, shown.splitlines())) <= 80
     assert not [flag for flag in ("-s", "-m", "-d", "-h", "-e", "-help", "-version") if f"  {flag} " not in shown]
 
 

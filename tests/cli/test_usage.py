@@ -26,6 +26,14 @@ def test_help_of_commands() -> None:
     assert not [command for command in commands if f" {command} " not in listed]
 
 
+def test_help_shows_what_values_mean() -> None:
+    shown = run_here("store", "--help").text
+    for option in ("--memory SIZE", "--directory -d DIR", "--socket-mode MODE", "--max-clients N", "-socket -s PATH"):
+        assert option in shown
+    assert run_here("put", "--help").text.startswith("Usage: plasmastream put [OPTIONS] FILE...\n")
+    assert run_here("copy", "--help").text.startswith("Usage: plasmastream copy [OPTIONS] HOST:PORT ID...\n")
+
+
 def test_help_waits_for_no_event_loop() -> None:
     script = "import sys; from plasmastream.cli import plasmastream_app; plasmastream_app()(['--help'], "
     script += "result_action='return_value'); print(*{'trio', 'anyio', 'asyncio'} & set(sys.modules))"

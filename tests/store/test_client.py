@@ -1,12 +1,15 @@
 """`StoreClient` where it differs from a store in the same process: connections that break, wait, or are cancelled."""
 
+import array
+import ctypes
 import errno
 import gc
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import cast
 from weakref import WeakSet
 
 import anyio
@@ -15,7 +18,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from plasmastream import ObjectExistsError, ObjectID, StoreConnectionError, StoreError, StoreFullError, blocking
-from plasmastream._client import check
+from plasmastream._client import check, octets
 from plasmastream.store import EmbeddedStore, Lease, NewObject, StoreClient, open_store
 from plasmastream.store import _client as client_module
 from plasmastream.store import _session as session_module
@@ -668,11 +671,34 @@ def test_codes_become_errors() -> None:
     for code, error in (
         (ErrorCode.OBJECT_EXISTS, "exists"),
         (ErrorCode.OBJECT_NOT_FOUND, "not in the store"),
-        (ErrorCode.OUT_OF_MEMORY, "full"),
+        (ErrorCode.OUT_OF_MEMORY, "no room"),
         (ErrorCode.OBJECT_IN_USE, "OBJECT_IN_USE"),
     ):
         with pytest.raises(StoreError, match=f"^it: .*{error}"):
             check(code, "it")
+
+
+def test_buffers_of_python_objects_are_refused() -> None:
+    class Pair(ctypes.Structure):
+        _fields_ = (("Other", ctypes.c_int), ("O", ctypes.c_int))
+
+    class Mixed(ctypes.Structure):
+        _fields_ = (("number", ctypes.c_int), ("object", ctypes.py_object))
+
+    assert octets(array.array("d", [1.0])) == array.array("d", [1.0]).tobytes()
+    assert "O" in memoryview((Pair * 2)()).format
+    assert len(octets(memoryview((Pair * 4)())[::2])) == 2 * ctypes.sizeof(Pair)
+    for buffer in ((ctypes.py_object * 2)(), (Mixed * 2)()):
+        with pytest.raises(TypeError, match="pickle"):
+            octets(buffer)
+
+
+async def test_one_id_is_no_list_of_ids(path: Path) -> None:
+    async with served(path), open_store(path) as client:
+        for ids in (A, str(A), [str(A)], [1]):
+            for method in (client.get, client.contains, client.delete, client.inspect):
+                with pytest.raises(TypeError, match="a list of ObjectID is needed, not "):
+                    await method(cast("Sequence[ObjectID]", ids))
 
 
 # Cancellation at every point

@@ -187,7 +187,7 @@ async def test_a_socket_that_is_gone_is_not_missed(path: Path) -> None:
         path.unlink()
 
 
-async def test_at_the_limit_of_connections_the_next_one_waits(path: Path) -> None:
+async def test_at_the_limit_of_connections_the_next_one_waits(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with EmbeddedStore(100) as store:
         async with trio.open_nursery() as nursery:
 
@@ -206,6 +206,7 @@ async def test_at_the_limit_of_connections_the_next_one_waits(path: Path) -> Non
                 second.sock.close()
                 assert await first.reply() == ConnectReply(100, Extension.INSPECT)
             nursery.cancel_scope.cancel()
+    assert f"the store at {path} is at its limit of connections, 1" in caplog.text
 
 
 async def test_a_lack_of_descriptors_passes(
