@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import attrs
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from plasmastream import ObjectExistsError, ObjectID, ObjectNotFoundError, StoreFullError
 from plasmastream.store._allocator import block_size
@@ -21,8 +21,8 @@ from tests.store.helpers import names
 from tests.store.model import OK, Model, Waiting, thorough
 
 CAPACITY = 2000
-MAX_OBJECTS = 7
-IDS = names(10)
+MAX_OBJECTS = 9
+IDS = names(12)
 CLIENTS = 4
 
 ids = st.sampled_from(IDS)
@@ -88,6 +88,17 @@ class CoreMachine(RuleBasedStateMachine):
     @property
     def digest(self) -> bytes:
         return bytes([self.fill]) * 8
+
+    @initialize(
+        share=st.sampled_from([None, 900, 1400]),
+        new=st.lists(st.tuples(who, ids, st.integers(250, 450)), min_size=6, max_size=9, unique_by=lambda one: one[1]),
+    )
+    def begin(self, share: int | None, new: list[tuple[int, ObjectID, int]]) -> None:
+        """With a store that is nearly full, where requests matter more."""
+        if share is not None:
+            self.grant(0, share)
+        for number, object_id, size in new:
+            self.put_idle(number if share is None else number // 2, object_id, size)
 
     # What clients do
 
@@ -296,4 +307,4 @@ def code_of(call: Callable[[], object]) -> ErrorCode:
 
 
 TestCore = CoreMachine.TestCase
-TestCore.settings = thorough(200, steps=50)
+TestCore.settings = thorough(150, steps=50)

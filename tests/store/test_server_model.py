@@ -63,8 +63,8 @@ from tests.store.model import OK, Known, Model, thorough
 from tests.store.model_parts import Caller, Get, Request, StillStore, Subscriber
 
 CAPACITY = 1 << 20
-MAX_OBJECTS = 8
-IDS = names(10)
+MAX_OBJECTS = 9
+IDS = names(12)
 CALLERS = 4
 
 SEGMENT = 1
@@ -173,10 +173,23 @@ class ServerMachine(RuleBasedStateMachine):
         self.timed = 0
         self.fill = 0
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(
+        share=st.sampled_from([None, 500_000, 700_000]),
+        new=st.lists(
+            st.tuples(callers, ids, st.integers(CAPACITY // 8, CAPACITY // 4)),
+            min_size=6,
+            max_size=9,
+            unique_by=lambda one: one[1],
+        ),
+    )
+    def begin(self, share: int | None, new: list[tuple[int, ObjectID, int]]) -> None:
+        """With a store that is nearly full, where requests matter more."""
         for _ in range(CALLERS):
             self.callers.append(self.connect())
+        if share is not None:
+            self.post(self.callers[0], [SetOptionsRequest("a", share)], 0)
+        for number, object_id, size in new:
+            self.make(number if share is None else number // 2, object_id, size)
 
     def connect(self) -> Caller:
         self.connected += 1
@@ -550,4 +563,4 @@ class ServerMachine(RuleBasedStateMachine):
 
 
 TestServer = ServerMachine.TestCase
-TestServer.settings = thorough(70, steps=40)
+TestServer.settings = thorough(55, steps=40)
