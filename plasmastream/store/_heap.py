@@ -17,7 +17,11 @@ from plasmastream._errors import StoreFullError
 from plasmastream.store._allocator import ALIGNMENT, Allocator, block_size
 from plasmastream.store._segment import Segment, round_to_pages
 
-_FRAGMENTATION_ROOM = 8
+# Whoever chooses sizes and lifetimes so as to fragment a heap can spread it over half as many capacities as sizes
+# differ in powers of two, and one more, whatever the allocator (Robson, "Bounds for some functions concerning dynamic
+# storage allocation", Journal of the ACM 1974).
+_FRAGMENTATION_ROOM = 16
+_MOST_ROOM = 1 << 46  # of the 47 bits that a process has
 _SLACK_SHARE = 64
 
 _DRY, _WET = 0, 1
@@ -37,8 +41,8 @@ class Heap:
         self, capacity: int, max_objects: int, *, directory: str | None = None, huge_pages: bool = False
     ) -> None:
         # Each block loses less than ALIGNMENT to rounding; free holes between blocks in use take the rest.
-        # These are addresses, which cost nothing.
-        addresses = (_FRAGMENTATION_ROOM - 1) * round_to_pages(capacity) + ALIGNMENT * max_objects
+        fragmentation = min((_FRAGMENTATION_ROOM - 1) * round_to_pages(capacity), _MOST_ROOM)
+        addresses = fragmentation + ALIGNMENT * max_objects
         self.segment = Segment(capacity, addresses=addresses, directory=directory, huge_pages=huge_pages)
         self.home = self.segment.home
         self._page_size = self.segment.page_size
