@@ -14,7 +14,7 @@ import anyio.lowlevel
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
-from plasmastream._client import Inspection
+from plasmastream._client import Inspection, check_ids
 from plasmastream._errors import StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
 from plasmastream.store._core import DEFAULT_MAX_OBJECTS, NotYetError, PendingGet, StoreCore
@@ -113,6 +113,7 @@ class EmbeddedStore:
         self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0
     ) -> list[Lease | None]:
         """Hold many objects in one call: see `ObjectStore.get`."""
+        check_ids(object_ids)
         await anyio.lowlevel.checkpoint()
         if timeout == 0 and self.spiller is None:
             return self._leases(object_ids)
@@ -126,11 +127,13 @@ class EmbeddedStore:
 
     async def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:
         """Tell of each object whether it can be read."""
+        check_ids(object_ids)
         await anyio.lowlevel.checkpoint()
         return [self.core.table.find_sealed(object_id) is not None for object_id in object_ids]
 
     async def delete(self, object_ids: Sequence[ObjectID]) -> list[ErrorCode]:
         """Delete objects; those in use go when the last lease does: see `ObjectStore.delete`."""
+        check_ids(object_ids)
         await anyio.lowlevel.checkpoint()
         return [self.core.delete(object_id) for object_id in object_ids]
 

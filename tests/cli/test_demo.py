@@ -69,7 +69,7 @@ def test_ctrl_c_leaves_nothing_behind(socket_directory: Path, moment: float | st
             demo.signal(signal.SIGINT)
         status = demo.wait()
         # Before our own code runs, it is Python that answers the signal.
-        assert status == 130 or (moment == 0.02 and status == -signal.SIGINT)
+        assert status == 130 or (moment == 0.02 and status in (-signal.SIGINT, 1))
         assert moment == 0.02 or demo.err == ""
     assert not left_behind(socket_directory)
 

@@ -261,3 +261,52 @@ def test_a_store_remembers_what_it_wrote_through_any_history(tmp_path: Path) -> 
             assert read(directory, record) == content
     assert directory.used == sum(-(-record.size // 4096) * 4096 for record, _ in book.values())
     directory.close()
+
+
+def test_deletes_reach_a_full_disk(
+    spill: SpillDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many there are: what is punched out makes room for the next entries. And a store can start there."""
+    records = [write(spill, name(number), b"x") for number in range(15_000)]
+    fallocate = os.posix_fallocate
+    free = 0
+
+    def only_what_was_freed(fd: int, offset: int, nbytes: int) -> None:
+        nonlocal free
+        if nbytes > free:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        free -= nbytes
+        fallocate(fd, offset, nbytes)
+
+    def punch(self: SpillDirectory, offset: int, nbytes: int) -> None:
+        nonlocal free
+        free += nbytes
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", only_what_was_freed)
+        patch.setattr(SpillDirectory, "_punch", punch)
+        for record in records[1:]:
+            spill.forget(record)
+        spill.flush()
+        assert not spill.has_news
+        free = 0
+        spill.close()
+        with SpillDirectory(str(tmp_path)) as later:
+            assert list(later.records) == records[:1]
+            later.forget(records[0])
+            patch.setattr(os, "posix_fallocate", fallocate)
+            later.flush()
+    with SpillDirectory(str(tmp_path)) as last:
+        assert list(last.records) == []
+    assert not caplog.records
+
+
+def test_files_that_were_taken_away_are_noticed(spill: SpillDirectory, tmp_path: Path) -> None:
+    write(spill, A, b"a")
+    spill.sync()
+    (tmp_path / "objects").unlink()
+    with pytest.raises(FileNotFoundError):
+        spill.sync()
+    (tmp_path / "objects").touch()
+    with pytest.raises(FileNotFoundError, match="taken its files away"):
+        spill.sync()

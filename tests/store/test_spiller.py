@@ -11,11 +11,13 @@ from typing import Any
 import anyio
 import pytest
 import trio
+import trio.testing
 
 from plasmastream import ObjectExistsError, ObjectID, StoreError, StoreFullError
 from plasmastream.store import EmbeddedStore, NewObject, ObjectStore, StoreClient, open_store, serve_store
 from plasmastream.store._core import NotYetError
 from plasmastream.store._spill import SpillDirectory
+from plasmastream.store._spiller import Spiller
 from plasmastream.store._table import Client
 from plasmastream.wire.plasma import NO_DIGEST, ErrorCode, object_digest
 from tests.store.helpers import name, names
@@ -465,3 +467,149 @@ async def test_quotas_spill_too(tmp_path: Path, socket_directory: Path) -> None:
             assert await read(client, object_id) == (content(object_id), b"")
         store.core.disconnect(owner)
         assert_sound(store)
+
+
+@on_both_loops
+async def test_what_is_spilled_comes_back_also_where_there_may_be_no_more_objects(tmp_path: Path) -> None:
+    with EmbeddedStore(CAPACITY, max_objects=8, spill=str(tmp_path)) as store:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(store.run)
+            for object_id in MANY[:8]:
+                await put(store, object_id)
+            await store.evict(CAPACITY)
+            with pytest.raises(StoreFullError, match="its limit"):
+                await put(store, A)
+            for object_id in MANY[:8]:
+                assert await read(store, object_id) == (content(object_id), b"")
+            tasks.cancel_scope.cancel()
+
+
+@on_both_loops
+async def test_gets_outlive_the_work_that_answers_them(tmp_path: Path) -> None:
+    """One that waits for room is answered by the next `run`; one that need not wait is told that nobody works."""
+    with EmbeddedStore(CAPACITY, spill=str(tmp_path)) as store:
+        found: list[tuple[bytes, bytes] | None] = []
+
+        async def wait() -> None:
+            found.append(await read(store, A, timeout=20))
+
+        async with anyio.create_task_group() as tasks:
+            async with anyio.create_task_group() as first:
+                await first.start(store.run)
+                await put(store, A)
+                await store.evict(CAPACITY)
+                await put(store, B, CAPACITY)
+                (lease,) = await store.get([B])
+                assert lease is not None
+                tasks.start_soon(wait)
+                await until(lambda: bool(store.core._pending) and not store.core.wanted)
+                first.cancel_scope.cancel()
+            with pytest.raises(StoreError, match="does not `run`"):
+                await store.get([A])
+            await tasks.start(store.run)
+            assert lease is not None
+            lease.release()
+            await until(lambda: bool(found))
+            tasks.cancel_scope.cancel()
+        assert found == [(content(A), b"")]
+
+
+async def test_memory_stays_within_its_bound_where_objects_go_while_they_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, proceed = threading.Event(), threading.Event()
+    real = SpillDirectory.write
+
+    def slow(*arguments: Any) -> Any:
+        entered.set()
+        assert proceed.wait(10)
+        return real(*arguments)
+
+    async with running(tmp_path) as store:
+        await put(store, A, CAPACITY - 10)
+        monkeypatch.setattr(SpillDirectory, "write", slow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.evict, CAPACITY)
+            assert await trio.to_thread.run_sync(entered.wait, 10)
+            assert await store.delete([A]) == [ErrorCode.OK]
+            nursery.start_soon(put, store, B, CAPACITY)  # which waits for the thread, rather than take more memory
+            await trio.testing.wait_all_tasks_blocked()
+            assert store.core.heap.segment.reserved <= store.core.heap.home + store.core.heap.slack
+            assert await store.contains([B]) == [False]
+            proceed.set()
+        assert await read(store, B) == (content(B, CAPACITY), b"")
+        assert_sound(store)
+
+
+@on_both_loops
+async def test_a_create_waits_for_what_comes_back_and_nobody_wants(tmp_path: Path) -> None:
+    async with running(tmp_path) as store:
+        await put(store, A, CAPACITY)
+        await store.evict(CAPACITY)
+        for _ in range(20):
+            with anyio.move_on_after(0):
+                await store.get([A])
+            await put(store, B, CAPACITY)
+            await store.delete([B])
+        assert_sound(store)
+
+
+async def test_one_who_waits_for_more_than_there_is_disturbs_nobody(
+    tmp_path: Path, socket_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time that room is made, one object of those that find none is tried again, and not all of them."""
+    tried = 0
+    real = Spiller._make_place
+
+    async def count(*arguments: Any, **options: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        return await real(*arguments, **options)
+
+    monkeypatch.setattr(Spiller, "_make_place", count)
+    small = names(3000, "small ")
+    async with served(tmp_path, socket_directory / "plasma") as (store, client):
+        for first in range(0, len(small), 500):
+            for lease in await client.put_many([NewObject(i, content(i, 1000)) for i in small[first : first + 500]]):
+                lease.release()
+        await put(client, A, 10)
+        async with open_store(socket_directory / "plasma") as other, trio.open_nursery() as nursery:
+            async def wait() -> None:
+                await other.get(small, timeout=None)
+
+            nursery.start_soon(wait)
+            spiller = store.spiller
+            assert spiller is not None
+            await until(lambda: len(spiller._stuck) == len(store.core._pending) > 1500 and not store.core.wanted)
+            before = -1000
+            while tried - before > 300:  # the first time, others may still ask for the first time
+                before = tried
+                for _ in range(100):
+                    assert await read(client, A) is not None
+            nursery.cancel_scope.cancel()
+        await until(lambda: not any(entry.holders for entry in store.core.table))
+        assert await read(client, small[0]) == (content(small[0], 1000), b"")
+        assert_sound(store)
+
+
+async def test_very_many_objects_are_evicted_a_little_at_a_time(socket_directory: Path) -> None:
+    """One create or one evict that takes thousands of others out lets everybody in between."""
+    async with trio.open_nursery() as nursery:
+        with EmbeddedStore(CAPACITY) as store:
+            await nursery.start(serve_store, store.core, str(socket_directory / "plasma"))
+            async with open_store(socket_directory / "plasma") as client:
+                for work in ("create", "evict", "embedded create", "embedded evict"):
+                    small = names(8000, work)
+                    for first in range(0, len(small), 2000):
+                        some = small[first : first + 2000]
+                        for lease in await store.put_many([NewObject(i, content(i, 100)) for i in some]):
+                            lease.release()
+                    door: ObjectStore | StoreClient = store if work.startswith("embedded") else client
+                    if work.endswith("create"):
+                        await put(door, A, CAPACITY)
+                        assert {entry.object_id for entry in store.core.table} == {A}
+                        assert await door.delete([A]) == [ErrorCode.OK]
+                    else:
+                        assert await door.evict(700_000) == 700_000
+                        assert await door.evict(CAPACITY) == 100_000
+            nursery.cancel_scope.cancel()
