@@ -587,8 +587,8 @@ async def test_one_who_waits_for_more_than_there_is_disturbs_nobody(
                 for _ in range(100):
                     assert await read(client, A) is not None
             nursery.cancel_scope.cancel()
-        await until(lambda: not any(entry.holders for entry in store.core.table))
         assert await read(client, small[0]) == (content(small[0], 1000), b"")
+        await until(lambda: not any(entry.holders or entry.in_transit for entry in store.core.table))
         assert_sound(store)
 
 
