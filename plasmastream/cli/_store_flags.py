@@ -82,7 +82,7 @@ class StoreFlags:
     memory: Annotated[Size, _STORE] = DEFAULT_MEMORY
     directory: Annotated[Directory, _STORE] = None
     huge_pages: Annotated[Flag, _STORE] = False
-    spill: Annotated[str | None, _STORE] = None
+    spill: Annotated[str | None, _STORE, Parameter(metavar="DIR")] = None
     spill_limit: Annotated[Size | None, _OPTIONAL_STORE] = None
     persist: Annotated[Flag, _STORE] = False
     socket_mode: Annotated[Mode | None, _OPTIONAL] = None
