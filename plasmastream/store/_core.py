@@ -323,7 +323,7 @@ class StoreCore:
         return code
 
     def evict(self, nbytes: int) -> int:
-        """Evict the oldest idle objects until `nbytes` bytes are free, or none is left, or many have gone.
+        """Evict the oldest idle objects until `nbytes` bytes are free, or none is left.
 
         Returns:
             Bytes that were freed.
@@ -332,11 +332,22 @@ class StoreCore:
             StoreFullError: they cannot be spilled.
             NotYetError: these objects must be on disk first.
         """
+        evicted = 0
+        while evicted < nbytes and (some := self.evict_some(nbytes - evicted)):
+            evicted += sum(entry.size for entry in some)
+        return evicted
+
+    def evict_some(self, nbytes: int) -> list[Entry]:
+        """As `evict`, but no more than `MOST_AT_ONCE` objects, so that others can be served in between.
+
+        Returns:
+            What was evicted.
+        """
         self.settle()
         victims = self.table.evictable(nbytes)[:MOST_AT_ONCE]
         self._check_saved(victims)
         self._evict(victims)
-        return sum(victim.size for victim in victims)
+        return victims
 
     def disconnect(self, client: Client) -> None:
         """Let everything go that a client held, and take back what it left unsealed."""

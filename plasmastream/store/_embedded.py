@@ -161,10 +161,10 @@ class EmbeddedStore:
         evicted = 0
         while evicted < nbytes:
             left = nbytes - evicted
-            some = await self._when_there_is_room(lambda: self.core.evict(left), 0, 0.0)  # noqa: B023
+            some = await self._when_there_is_room(lambda: self.core.evict_some(left), 0, 0.0)  # noqa: B023
             if not some:
                 break
-            evicted += some
+            evicted += sum(entry.size for entry in some)
         return evicted
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:

@@ -487,7 +487,7 @@ class _Session:
         evicted = 0
         while left > 0:
             try:
-                some = self._core.evict(left)
+                some = self._core.evict_some(left)
             except NotYetError as error:
                 assert self._spiller is not None
                 await self._spiller.make_way(error.entries)
@@ -496,8 +496,9 @@ class _Session:
                 break
             if not some:
                 break
-            evicted += some
-            left -= some
+            nbytes = sum(entry.size for entry in some)
+            evicted += nbytes
+            left -= nbytes
             await trio.lowlevel.checkpoint()
         self._send(EvictReply(evicted))
 
