@@ -11,7 +11,7 @@ import attrs
 
 from plasmastream._object_id import OBJECT_ID_SIZE, ObjectID
 from plasmastream.wire.plasma._digest import DIGEST_SIZE
-from plasmastream.wire.plasma._flat import (
+from plasmastream.wire._flat import (
     Boxed,
     Choice,
     Fixed,

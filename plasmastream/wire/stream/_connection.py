@@ -374,15 +374,15 @@ class ClientConnection(_Connection):
     @property
     def bytes_expected(self) -> int | None:
         """How many bytes of data `current_object` has; None before its header has arrived."""
-        return self._arriving.data_size
+        return self._arriving.size if self._arriving.is_announced else None
 
     def describe_progress(self) -> str:
         """Say in words how far the answer has come, to follow "the connection broke" or "nothing arrived"."""
         arriving = self._arriving
         if arriving.object_id is not None:
-            if arriving.data_size is None:
+            if not arriving.is_announced:
                 return f"before the header of object {arriving.object_id}"
-            return f"after {arriving.received} of {arriving.data_size} bytes of object {arriving.object_id}"
+            return f"after {arriving.received} of {arriving.size} bytes of object {arriving.object_id}"
         return "before the answer" if self.awaits_answer else "between requests"
 
     def request_transfer(self, kind: TransferKind, object_ids: Sequence[ObjectID]) -> None:

@@ -58,7 +58,7 @@ from plasmastream.wire.plasma import (
     UnsubscribeRequest,
 )
 from plasmastream.wire.plasma._codec import TABLES
-from plasmastream.wire.plasma._flat import (
+from plasmastream.wire._flat import (
     Boxed,
     Choice,
     Fixed,

@@ -49,7 +49,7 @@ from plasmastream.wire.plasma import (
     pack_header,
     unpack_header,
 )
-from plasmastream.wire.plasma import _flat as flat
+from plasmastream.wire import _flat as flat
 from plasmastream.wire.plasma._codec import TABLES
 
 from . import oracle
