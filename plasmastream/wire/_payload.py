@@ -1,4 +1,4 @@
-"""The bytes of an object on their way in: from the scratch, and past it straight into the place that the caller gives."""
+"""The bytes of an object on their way in: out of the scratch, and past it straight into the caller's memory."""
 
 from typing import Final
 

@@ -10,7 +10,6 @@ from typing import Annotated, ClassVar, Final, TypeAlias
 import attrs
 
 from plasmastream._object_id import OBJECT_ID_SIZE, ObjectID
-from plasmastream.wire.plasma._digest import DIGEST_SIZE
 from plasmastream.wire._flat import (
     Boxed,
     Choice,
@@ -25,6 +24,7 @@ from plasmastream.wire._flat import (
     Vector,
     View,
 )
+from plasmastream.wire.plasma._digest import DIGEST_SIZE
 
 
 class MessageType(IntEnum):
