@@ -53,6 +53,7 @@ from plasmastream.wire.stream.v2._limits import (
 )
 from plasmastream.wire.stream.v2._liveness import Lateness, Liveness
 from plasmastream.wire.stream.v2._messages import (
+    Drop,
     Hello,
     Message,
     Open,
@@ -427,7 +428,7 @@ class _Connection(ABC):
     def _check_message(self, message: Any) -> None:
         limits = self.limits
         match message:
-            case Open(object_ids=ids) | Stat(object_ids=ids) | Put(object_ids=ids):
+            case Open(object_ids=ids) | Stat(object_ids=ids) | Put(object_ids=ids) | Drop(object_ids=ids):
                 _check(1 <= len(ids) <= limits.max_objects, "a request names %d objects", len(ids))
                 if isinstance(message, Put):
                     _check(len(ids) == len(message.sizes), "a PUT has sizes of %d objects", len(message.sizes))

@@ -116,15 +116,16 @@ class Drop(Message):
 
     type = FrameType.DROP
     token: _Token
-    handles: Annotated[tuple[int, ...], Vector(Scalar("Q"))]
+    object_ids: Annotated[tuple[ObjectID, ...], Ids()]
 
 
 @attrs.frozen
 class Close(Message):
-    """Let go of all that this token holds."""
+    """Let go of these objects; of all that this token holds, where none is named."""
 
     type = FrameType.CLOSE
     token: _Token
+    object_ids: Annotated[tuple[ObjectID, ...], Ids(default=())] = ()
 
 
 @attrs.frozen

@@ -27,6 +27,14 @@ class Outcome(IntEnum):
     NOT_DROPPED = 17
     REFUSED = 18
 
+    @classmethod
+    def known(cls, value: int) -> "Outcome | None":
+        """The outcome of that value; None where only a later version knows it."""
+        try:
+            return cls(value)
+        except ValueError:
+            return None
+
     @property
     def is_success(self) -> bool:
         """Whether the object is where it should be."""
@@ -76,7 +84,5 @@ _WORDS: Final[dict[Outcome, str]] = {
 
 def describe_outcome(outcome: int) -> str:
     """Say in words what an outcome means; one that is not known is shown as a number."""
-    try:
-        return _WORDS[Outcome(outcome)]
-    except ValueError:
-        return f"unknown outcome {outcome}"
+    known = Outcome.known(outcome)
+    return f"unknown outcome {outcome}" if known is None else _WORDS[known]

@@ -15,7 +15,7 @@ CLIENT_MAY: Final[dict[F, frozenset[F]]] = {
     GREETING: frozenset({F.HELLO}),
     IDLE: REQUESTS | {F.CANCEL},
     **{request: frozenset({F.CANCEL}) for request in REQUESTS},
-    F.PUT: frozenset({F.OBJECT, F.CHUNK, F.RUN, F.CANCEL}),
+    F.PUT: frozenset({F.OBJECT, F.CHUNK, F.RUN, F.PROGRESS, F.CANCEL}),
 }
 """State → what the client may send."""
 
