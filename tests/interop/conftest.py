@@ -7,18 +7,9 @@ from typing import Protocol
 import pytest
 
 from tests.apache import ApacheStore, _Process, short_directory
-from tests.interop.namespaces import missing_reason
 from tests.interop.nodes import Node, StoreProcess
 
 _STARTED = pytest.StashKey[list[_Process]]()
-
-
-@pytest.fixture(scope="session")
-def namespaces() -> None:
-    """Skip where there can be no network namespaces."""
-    reason = missing_reason()
-    if reason:
-        pytest.skip(reason)
 
 
 class NodeFactory(Protocol):

@@ -51,7 +51,7 @@ def report(outcome: Outcome) -> Iterator[str]:
     yield f"| objects moved | {counts.objects:,}, {counts.nbytes / MIB:,.0f} MiB |"
     yield f"| requests | {counts.attempts:,}, of which {repeated:,} failed and were repeated |"
     for failure, number in counts.failures.most_common():
-        yield f"| – {failure} | {number:,} |"
+        yield f"| - {failure} | {number:,} |"
     yield f"| slowest transfer, with its repetitions | {counts.slowest:.1f} s |"
     for name, number in sorted((faults.seen + counts.faults).items()):
         yield f"| {name} | {number:,} |"

@@ -49,7 +49,7 @@ def main() -> None:
     def counted_run(*args: Any, instruments: Any = (), **options: Any) -> Any:
         return run(*args, instruments=[*instruments, tasks], **options)
 
-    trio.run = counted_run
+    vars(trio)["run"] = counted_run
     sys.argv = sys.argv[sys.argv.index("-m") + 1 :]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

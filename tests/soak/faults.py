@@ -36,7 +36,7 @@ def script_of(seed: int, side: int, number: int, version: int) -> Script:
         case "stall":
             fault = Stall(at, seconds=rng.uniform(0.1, 5))
         case "throttle":
-            fault = Throttle(rng.uniform(1, 20) * MIB)
+            fault = Throttle(rng.uniform(5, 50) * MIB)
         case "half-close":
             fault = HalfClose(at)
         case "flip":

@@ -106,12 +106,18 @@ class Samples:
 
     def table(self) -> Iterator[str]:
         """Lines of Markdown."""
-        yield "| | at the start | at the end | slope | drift | noise up to |"
+        yield "| | at the start | at the end | slope, per hour | drift | noise up to |"
         yield "|---|---|---|---|---|---|"
         for series in self._series.values():
             found = series.trend()
-            scale, digits, unit = (MIB, 2, " MiB") if series.unit in ("memory", "store use") else (1, 1, "")
-            cells = [f"{number / scale:,.{digits}f}{unit}" for number in (found.first, found.last)]
-            cells.append(f"{3600 * found.slope / scale:,.{digits}f}{unit} an hour")
-            cells += [f"{number / scale:,.{digits}f}{unit}" for number in (found.drift, found.noise)]
-            yield f"| {series.what}, {series.unit} | {' | '.join(cells)} |"
+            show = _mebibytes if series.unit in ("memory", "store use") else _number
+            numbers = (found.first, found.last, 3600 * found.slope, found.drift, found.noise)
+            yield f"| {series.what}, {series.unit} | {' | '.join(map(show, numbers))} |"
+
+
+def _mebibytes(nbytes: float) -> str:
+    return f"{nbytes / MIB:,.2f} MiB"
+
+
+def _number(number: float) -> str:
+    return f"{number:,.0f}"

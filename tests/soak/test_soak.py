@@ -17,7 +17,7 @@ from tests.soak.run import Options, soak
 @pytest.mark.usefixtures("namespaces")
 def test_a_short_soak_finds_nothing() -> None:
     seed = random.SystemRandom().randrange(1, 1 << 32)
-    outcome = soak(Options(seconds=2, seed=seed, clients=2, largest=16 * MIB, longest_downtime=1))
+    outcome = soak(Options(seconds=2, seed=seed, clients=2, largest=8 * MIB, longest_downtime=1))
     lines = list(report(outcome))
     print("\n".join(lines))
     assert outcome.findings == []
@@ -51,7 +51,7 @@ def test_every_wrong_byte_counts(size: int) -> None:
     content, object_id = Content(1), ObjectID(b"\x03" * 20)
     data, metadata = bytearray().join(content.pieces(object_id, size)), content.metadata(object_id)
 
-    def wrong(data: bytes, metadata: bytes = metadata) -> int:
+    def wrong(data: bytearray, metadata: bytes = metadata) -> int:
         return content.wrong_bytes(object_id, size, memoryview(data), memoryview(metadata))
 
     assert len(data) == size
