@@ -34,6 +34,7 @@ LIMIT = 180.0
 _ANSWER_TIMEOUT = 60.0
 _PAUSE = 0.2
 _DELETED_WITHIN = 5.0
+_PRESENT = describe_status(Status.ALREADY_PRESENT)
 
 
 @attrs.frozen
@@ -180,22 +181,30 @@ class Clients:
 
     async def _succeed(self, job: Job) -> None:
         """Ask until the answer is yes."""
-        while (failure := await self._attempt(job)) is not None:
+        ids = list(job.objects)
+        while ids:
+            failure = await self._attempt(job, ids)
+            if failure is None or (failure == _PRESENT and self._setup.version > 1):
+                return
             self.counts.failures[failure] += 1
             await trio.sleep(_PAUSE)
+            if failure == _PRESENT:
+                # Some of them are there, all that a killed server has left: version 1 wants to be asked for the others.
+                there = await self._stores[1 - job.source].contains(ids)
+                ids = [object_id for object_id, is_there in zip(ids, there, strict=True) if not is_there]
 
-    async def _attempt(self, job: Job) -> str | None:
+    async def _attempt(self, job: Job, ids: list[ObjectID]) -> str | None:
         """Ask the destination's server once; why it failed, or None."""
         self.counts.attempts += 1
         setup = self._setup
         port = self._proxies[job.source] if job.through_proxy else setup.port
-        request = PeerRequest(job.kind, IPv4Address(setup.addresses[job.source]), port, tuple(job.objects))
+        request = PeerRequest(job.kind, IPv4Address(setup.addresses[job.source]), port, tuple(ids))
         try:
             async with open_peer(setup.addresses[1 - job.source], setup.port) as peer:
                 (status,) = await peer.sync([request], timeout=_ANSWER_TIMEOUT)
         except PlasmastreamError as error:
             return type(error).__name__
-        return None if status in (Status.SUCCESS, Status.ALREADY_PRESENT) else describe_status(status)
+        return None if status == Status.SUCCESS else describe_status(status)
 
     @contextlib.asynccontextmanager
     async def _somewhere(self, source: StoreClient, destination: StoreClient, job: Job) -> AsyncIterator[None]:

@@ -30,7 +30,7 @@ _ROOT = Path(__file__).parents[2]
 _COUNTED = Path(__file__).with_name("counted.py")
 _PORT = 2021
 _ROUNDS = 40
-_SHORTEST_ROUND = 3.0
+_SHORT_ROUND = 8.0
 _BYTES_PER_SECOND = 100 * MIB
 _PATIENCE = 60.0
 _NAMES = ("A", "B")
@@ -52,6 +52,11 @@ class Options:
     longest_downtime: float = 30.0
     version: int = 1
     """Of the peer protocol, which decides what may go wrong without harm."""
+
+    @property
+    def round_seconds(self) -> float:
+        """Of load, before the next calm."""
+        return max(self.seconds / _ROUNDS, min(self.seconds, _SHORT_ROUND))
 
     @property
     def memory(self) -> int:
@@ -185,16 +190,10 @@ class Driver:
         self.close()
 
     def close(self) -> None:
-        """End it."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+        """End it. It has nothing that the kernel would not put in order."""
+        self._process.kill()
+        with self._process:  # closes the pipes, and waits
+            pass
 
 
 def soak(options: Options) -> Outcome:
@@ -229,7 +228,7 @@ def soak(options: Options) -> Outcome:
             for driver in drivers:
                 driver.tell("load")
             # A server that is looked at for long must live for long: the first one is killed early only.
-            _spoil(faults, max(_SHORTEST_ROUND, options.seconds / _ROUNDS), kill_any=passed < options.seconds / 5)
+            _spoil(faults, options.round_seconds, kill_any=passed < options.seconds / 5)
             for driver in drivers:
                 driver.tell("calm")
             outcome.counts = Counts()
