@@ -9,13 +9,13 @@ and deletes them. It sees both stores, since Unix sockets know no network namesp
 transfer that has not succeeded after `LIMIT` seconds is stuck.
 """
 
-import contextlib
 import json
 import random
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from ipaddress import IPv4Address
 from typing import Any
@@ -25,14 +25,15 @@ import trio
 
 from plasmastream import ObjectID, PlasmastreamError
 from plasmastream.peer import PeerRequest, Status, TransferKind, describe_status, open_peer
-from plasmastream.store import StoreClient, open_store
+from plasmastream.store import NewObject, StoreClient, open_store
 from plasmastream.testing import open_fault_proxy
-from tests.soak.content import LARGE, Content, Job, draw_job
+from tests.soak.content import KIB, LARGE, Content, Job, draw_job
 from tests.soak.faults import script_of
 
 LIMIT = 180.0
 _ANSWER_TIMEOUT = 60.0
 _PAUSE = 0.2
+_SMALL = 64 * KIB
 _DELETED_WITHIN = 5.0
 _PRESENT = describe_status(Status.ALREADY_PRESENT)
 
@@ -148,15 +149,15 @@ class Clients:
     async def _move(self, job: Job) -> None:
         source, destination = self._stores[job.source], self._stores[1 - job.source]
         ids = list(job.objects)
-        for object_id, size in job.objects.items():
-            await self._make(source, object_id, size)
+        await self._make(source, job)
         begun = time.monotonic()
         with trio.move_on_after(LIMIT) as limit:
-            async with self._somewhere(source, destination, job):
+            async with AsyncExitStack() as stack:
+                if job.kind is TransferKind.TAKE:
+                    await stack.enter_async_context(self._somewhere(source, destination, job))
                 await self._succeed(job)
             self.counts.slowest = max(self.counts.slowest, time.monotonic() - begun)
-            for object_id, size in job.objects.items():
-                await self._check(destination, object_id, size, job)
+            await self._check(destination, job)
             if job.kind is TransferKind.TAKE:
                 await self._await_deletion(source, job)
             elif not all(await source.contains(ids)):
@@ -170,14 +171,22 @@ class Clients:
         for store in self._stores:
             await store.delete(ids)
 
-    async def _make(self, store: StoreClient, object_id: ObjectID, size: int) -> None:
-        async with store.create(object_id, size, self._content.metadata(object_id)) as unsealed:
-            first = 0
-            for piece in self._content.pieces(object_id, size):
-                unsealed.data[first : first + len(piece)] = piece
-                first += len(piece)
-                await trio.lowlevel.checkpoint()
-            await unsealed.seal(bytes(8))
+    async def _make(self, store: StoreClient, job: Job) -> None:
+        small = []
+        for object_id, size in job.objects.items():
+            metadata = self._content.metadata(object_id)
+            if size <= _SMALL:
+                small.append(NewObject(object_id, b"".join(self._content.pieces(object_id, size)), metadata))
+                continue
+            async with store.create(object_id, size, metadata) as unsealed:
+                first = 0
+                for piece in self._content.pieces(object_id, size):
+                    unsealed.data[first : first + len(piece)] = piece
+                    first += len(piece)
+                    await trio.lowlevel.checkpoint()
+                await unsealed.seal(bytes(8))
+        for lease in await store.put_many(small) if small else ():
+            lease.release()
 
     async def _succeed(self, job: Job) -> None:
         """Ask until the answer is yes."""
@@ -206,7 +215,7 @@ class Clients:
             return type(error).__name__
         return None if status == Status.SUCCESS else describe_status(status)
 
-    @contextlib.asynccontextmanager
+    @asynccontextmanager
     async def _somewhere(self, source: StoreClient, destination: StoreClient, job: Job) -> AsyncIterator[None]:
         """Look all the time, within the block, whether each object is sealed somewhere."""
         ids = list(job.objects)
@@ -225,17 +234,18 @@ class Clients:
             yield
             nursery.cancel_scope.cancel()
 
-    async def _check(self, store: StoreClient, object_id: ObjectID, size: int, job: Job) -> None:
-        (lease,) = await store.get([object_id])
-        if lease is None:
-            self._find(f"{object_id} is not there after success: {job}")
-            return
-        with lease:
-            wrong = self._content.wrong_bytes(object_id, size, lease.data, lease.metadata)
-        self.counts.wrong_bytes += wrong
-        if wrong:
-            self._find(f"{wrong:,} wrong bytes in {object_id}: {job}")
-        await trio.lowlevel.checkpoint()
+    async def _check(self, store: StoreClient, job: Job) -> None:
+        """Look at every byte."""
+        leases = await store.get(list(job.objects))
+        for (object_id, size), lease in zip(job.objects.items(), leases, strict=True):
+            if lease is None:
+                self._find(f"{object_id} is not there after success: {job}")
+                continue
+            with lease:
+                wrong = self._content.wrong_bytes(object_id, size, lease.data, lease.metadata)
+            self.counts.wrong_bytes += wrong
+            if wrong:
+                self._find(f"{wrong:,} wrong bytes in {object_id}: {job}")
 
     async def _await_deletion(self, source: StoreClient, job: Job) -> None:
         """Wait until the source has deleted what was taken.

@@ -78,7 +78,7 @@ class Job:
 
 def draw_job(rng: random.Random, largest: int) -> Job:
     """Many small objects, some of medium size, one large, or one of up to `largest` bytes."""
-    match rng.choices(("many", "some", "large", "largest"), (4, 3, 2, 1))[0]:
+    match rng.choices(("many", "some", "large", "largest"), (8, 6, 3, 1))[0]:
         case "many":
             sizes = [rng.choice((0, 1, rng.randrange(2 * KIB))) for _ in range(rng.randrange(1, 200))]
         case "some":

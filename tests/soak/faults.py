@@ -87,7 +87,7 @@ class Faults:
         match self._rng.choices(("break", "pull", "kill"), (3, 2, 2))[0]:
             case "break":
                 here, there = self._rng.sample(self._link.sides, 2)
-                self.seen["connections reset"] += here.break_connections(there)
+                self.seen["connections reset at once"] += here.break_connections(there)
             case "pull":
                 downtime = math.exp(self._rng.uniform(0, math.log(self._longest)))
                 self._link.take_down()

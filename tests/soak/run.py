@@ -31,7 +31,7 @@ _COUNTED = Path(__file__).with_name("counted.py")
 _PORT = 2021
 _ROUNDS = 40
 _SHORT_ROUND = 8.0
-_BYTES_PER_SECOND = 100 * MIB
+_BYTES_PER_SECOND = 200 * MIB
 _PATIENCE = 60.0
 _NAMES = ("A", "B")
 
