@@ -5,6 +5,7 @@
 #   make lint     ruff and mypy alone
 #   make fuzz     spoilt input for parsers and live servers; a million of them, or INPUTS=..., from SEED=...
 #   make kills    kill 500 clients of each kind (KILLS=...) at random moments, and check the store each time
+#   make soak     ten minutes (SECONDS=...) of transfers between two nodes while everything goes wrong (needs root)
 #   make schema   regenerate the flatbuffers code that the tests compare ours with (needs flatc)
 #   make clean    remove what the others made, the environments included
 #
@@ -12,7 +13,7 @@
 # last pyarrow that came with Plasma, which needs CPython 3.11 (APACHE_PYTHON=...); without it, tests skip.
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint fuzz kills schema clean setup setup-apache setup-fuzz
+.PHONY: help demo test check lint fuzz kills soak schema clean setup setup-apache setup-fuzz
 
 PYTHON ?= python3.11 python3.12 python3.13 python3
 APACHE_PYTHON ?= python3.11 python3
@@ -71,6 +72,12 @@ kills: setup setup-apache
 	@if [ -e $(APACHE_READY) ]; then export PLASMASTREAM_REQUIRE_APACHE=1; fi; \
 	  PLASMASTREAM_KILLS=$(KILLS) PLASMASTREAM_KILLS_SEED=$(SEED) \
 	  $(BIN)/python -m pytest -rP -k random_moments tests/interop/test_kills.py
+
+# Two machines are two network namespaces here. PEER_VERSION=2 lets happen what version 1 cannot notice.
+SECONDS ?= 600
+PEER_VERSION ?= 1
+soak: setup
+	@$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(SEED) --peer-version $(PEER_VERSION)
 
 setup: .venv/ready
 

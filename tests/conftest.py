@@ -1,4 +1,4 @@
-"""Fixtures for all tests: Apache's own store and client, and short paths for sockets."""
+"""Fixtures for all tests: Apache's own store and client, network namespaces, and short paths for sockets."""
 
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
@@ -15,6 +15,7 @@ from tests.apache import (
     missing_reason,
     short_directory,
 )
+from tests.interop import namespaces as network
 
 _PROCESSES = pytest.StashKey[list[ApacheClient | ApacheStore]]()
 
@@ -24,6 +25,14 @@ def socket_directory() -> Iterator[Path]:
     """A directory for Unix sockets, whose path is short enough for them."""
     with short_directory() as path:
         yield path
+
+
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    """Skip where there can be no network namespaces."""
+    reason = network.missing_reason()
+    if reason:
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

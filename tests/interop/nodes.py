@@ -91,8 +91,8 @@ class StoreProcess(_Process):
 class Node(_Process):
     """`plasmastream serve`: a peer server, beside the store at `socket_path` or with one of `memory` bytes there.
 
-    `arguments` are further options. `timeouts` are those of `node_main.py`, which is started instead where they are
-    given.
+    `arguments` are further options; `within` is a command that runs the server, as it follows. `timeouts` are those of
+    `node_main.py`, which is started instead where they are given.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class Node(_Process):
         port: int = 0,
         max_connections: int = 128,
         arguments: Sequence[str] = (),
+        within: Sequence[str] = (),
         **timeouts: float,
     ) -> None:
         self.socket_path = str(socket_path)
@@ -114,7 +115,7 @@ class Node(_Process):
         else:
             further = [f"--{name.replace('_', '-')}={value}" for name, value in timeouts.items()]
             command = [sys.executable, "-u", str(_MAIN), *options, *further]
-        super().__init__("our server", command)
+        super().__init__("our server", [*within, *command])
         _await_ready(self, lambda: _READY.search(self.stderr()))
         found = _READY.search(self.stderr())
         assert found is not None
