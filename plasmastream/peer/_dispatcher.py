@@ -17,6 +17,7 @@ from plasmastream._errors import (
 )
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._client import PeerClient, PeerTimeouts
+from plasmastream.peer._transport import Connect, connect
 from plasmastream.store._object_store import ObjectStore
 from plasmastream.wire.stream import PeerRequest, Status, TransferKind
 
@@ -51,9 +52,10 @@ class Claims:
 class Dispatcher:
     """Carries out the peer requests of SYNCs into one store."""
 
-    def __init__(self, store: ObjectStore, timeouts: PeerTimeouts) -> None:
+    def __init__(self, store: ObjectStore, timeouts: PeerTimeouts, connect: Connect = connect) -> None:
         self._store = store
         self._timeouts = timeouts
+        self._connect = connect
         self._receiving = Claims()
         self._fetches = trio.CapacityLimiter(_max_fetches())
 
@@ -81,7 +83,7 @@ class Dispatcher:
         if self._receiving.overlap(request.object_ids):
             return Status.ALREADY_RECEIVING
         with self._receiving.claim(request.object_ids):
-            client = PeerClient(str(request.address), request.port, timeouts=self._timeouts)
+            client = PeerClient(str(request.address), request.port, timeouts=self._timeouts, connect=self._connect)
             try:
                 if any(await self._store.contains(request.object_ids)):
                     return Status.ALREADY_PRESENT

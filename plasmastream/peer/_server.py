@@ -20,7 +20,15 @@ from plasmastream._object_id import ObjectID
 from plasmastream.peer._client import PeerTimeouts
 from plasmastream.peer._dispatcher import Claims, Dispatcher
 from plasmastream.peer._sender import send_objects
-from plasmastream.peer._transport import DEFAULT_PORT, PeerStalledError, TcpTransport, Transport, format_address
+from plasmastream.peer._transport import (
+    DEFAULT_PORT,
+    Connect,
+    PeerStalledError,
+    TcpTransport,
+    Transport,
+    connect,
+    format_address,
+)
 from plasmastream.store._object_store import Lease, ObjectStore
 from plasmastream.wire.stream import (
     NEED_DATA,
@@ -67,6 +75,7 @@ class PeerServer:
         max_connections: at this number the listener stops accepting until one ends.
         timeouts: how patient to be.
         limits: what is accepted.
+        connect: makes a connection to a peer that a SYNC names; by TCP, unless something else is given.
     """
 
     def __init__(
@@ -78,6 +87,7 @@ class PeerServer:
         max_connections: int = DEFAULT_MAX_CONNECTIONS,
         timeouts: ServerTimeouts | None = None,
         limits: Limits | None = None,
+        connect: Connect = connect,
     ) -> None:
         self._store = store
         self._host = host
@@ -86,7 +96,7 @@ class PeerServer:
         self._timeouts = timeouts or ServerTimeouts()
         self._limits = limits or Limits()
         self._taking = Claims()
-        self._dispatcher = Dispatcher(store, self._timeouts.fetching)
+        self._dispatcher = Dispatcher(store, self._timeouts.fetching, connect)
         self._scope = trio.CancelScope()
         self._accepting = trio.CancelScope()
         self._idle: set[trio.CancelScope] = set()
