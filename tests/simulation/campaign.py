@@ -1,0 +1,94 @@
+"""Many worlds, one seed each: in this process, or divided over processes of their own, which no coverage slows down."""
+
+import faulthandler
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import attrs
+
+from tests.simulation.operations import Version1
+from tests.simulation.world import Report, simulate
+
+VERSIONS = {"1": Version1}
+"""The versions of the protocol, by name."""
+
+_HANGS_AFTER = 60.0
+"""Seconds for one world, which takes some hundredths of one; when they are over, the process ends."""
+_SHOWN = 400
+"""Lines of a story."""
+
+
+@attrs.frozen
+class Outcome:
+    """What became of many worlds."""
+
+    worlds: int
+    failures: list[str]
+    """What to show, for each world in which something went wrong."""
+    counts: Counter[str]
+    """Of operations in trouble, as in `Report`."""
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count:,} {what}" for what, count in sorted(self.counts.items()))
+        rate = self.worlds / self.seconds if self.seconds else 0.0
+        return f"{self.worlds:,} worlds in {self.seconds:.0f} s ({rate:,.0f}/s); operations: {counts}"
+
+
+def show(version: str, report: Report) -> str:
+    """A failure, in words: what to repeat it with, and what happened."""
+    return "\n".join(
+        (
+            f"SEED {report.seed}: python -m tests.simulation --version {version} --seed {report.seed} --story",
+            *report.failures,
+            *report.story[-_SHOWN:],
+            f"SEED {report.seed}: {len(report.failures)} failures, the first: {report.failures[0]}",
+        )
+    )
+
+
+def run_here(version: str, seeds: range) -> Iterator[Report]:
+    """Worlds in this process, one after the other."""
+    gc.freeze()
+    for seed in seeds:
+        faulthandler.dump_traceback_later(_HANGS_AFTER, exit=True)
+        try:
+            yield simulate(seed, VERSIONS[version])
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def run(version: str, seeds: range, *, workers: int | None = None) -> Outcome:
+    """Worlds in as many processes as there are processors."""
+    count = min(len(seeds), workers or len(os.sched_getaffinity(0)))
+    begin = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.simulation", "--version", version, "--seed", str(seeds.start + number),
+             "--step", str(count), "--seeds", str(len(seeds[number::count])), "--worker"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+    outcome = Outcome(len(seeds), [], Counter())
+    try:
+        for process in processes:
+            output, _ = process.communicate()
+            story, _, figures = output.rstrip().rpartition("\n")
+            if process.returncode:
+                outcome.failures.append(output)
+            else:
+                assert not story, story
+                for pair in figures.split(", "):
+                    number, _, what = pair.partition(" ")
+                    outcome.counts[what] += int(number)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return attrs.evolve(outcome, seconds=time.monotonic() - begin)
