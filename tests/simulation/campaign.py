@@ -40,11 +40,27 @@ class Outcome:
         return f"{self.worlds:,} worlds in {self.seconds:.0f} s ({rate:,.0f}/s); operations: {counts}"
 
 
-def show(version: str, report: Report) -> str:
+@attrs.frozen
+class Kind:
+    """What kind of worlds."""
+
+    version: str = "1"
+    """One of `VERSIONS`."""
+    lies: bool = False
+    """Whether connections lie although the version believes it: then something is to be found."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """As the command takes it."""
+        return ["--version", self.version, *["--lies"] * self.lies]
+
+
+def show(kind: Kind, report: Report) -> str:
     """A failure, in words: what to repeat it with, and what happened."""
+    arguments = " ".join(kind.arguments)
     return "\n".join(
         (
-            f"SEED {report.seed}: python -m tests.simulation --version {version} --seed {report.seed} --story",
+            f"SEED {report.seed}: python -m tests.simulation {arguments} --seed {report.seed} --story",
             *report.failures,
             *report.story[-_SHOWN:],
             f"SEED {report.seed}: {len(report.failures)} failures, the first: {report.failures[0]}",
@@ -52,25 +68,25 @@ def show(version: str, report: Report) -> str:
     )
 
 
-def run_here(version: str, seeds: range) -> Iterator[Report]:
+def run_here(kind: Kind, seeds: range) -> Iterator[Report]:
     """Worlds in this process, one after the other."""
     gc.freeze()
     for seed in seeds:
         faulthandler.dump_traceback_later(_HANGS_AFTER, exit=True)
         try:
-            yield simulate(seed, VERSIONS[version])
+            yield simulate(seed, VERSIONS[kind.version], lies=kind.lies)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
 
-def run(version: str, seeds: range, *, workers: int | None = None) -> Outcome:
+def run(kind: Kind, seeds: range, *, workers: int | None = None) -> Outcome:
     """Worlds in as many processes as there are processors."""
     count = min(len(seeds), workers or len(os.sched_getaffinity(0)))
     begin = time.monotonic()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.simulation", "--version", version, "--seed", str(seeds.start + number),
-             "--step", str(count), "--seeds", str(len(seeds[number::count])), "--worker"],
+            [sys.executable, "-m", "tests.simulation", *kind.arguments, "--worker", "--seed", str(seeds[number]),
+             "--step", str(count * seeds.step), "--seeds", str(len(seeds[number::count]))],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for number in range(count)

@@ -35,21 +35,20 @@ def determined(seed: int) -> Iterator[None]:
     task runs.
     """
     run = trio._core._run
-    order, common = run._r.getstate(), random.getstate()
+    common = random.getstate()
     was_collecting = gc.isenabled()
     entropy = drawn(seed, "entropy").randbytes
     with (
         mock.patch.object(run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
+        mock.patch.object(run, "_r", drawn(seed, "order of tasks")),
         mock.patch.object(os, "urandom", entropy),
         mock.patch.object(random, "_urandom", entropy),
     ):
-        run._r.seed(seed)
         random.seed(seed)
         gc.disable()
         try:
             yield
         finally:
-            run._r.setstate(order)
             random.setstate(common)
             if was_collecting:
                 gc.enable()

@@ -1,0 +1,122 @@
+"""Two thousand worlds, and what they stand on: the same seed is the same story, and what goes wrong is found."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from plasmastream.peer import PeerClient, PeerTimeouts
+from plasmastream.peer._dispatcher import Claims
+from plasmastream.store import Lease
+from plasmastream.testing import MemoryTransport
+from tests.simulation import campaign
+from tests.simulation.campaign import Kind
+from tests.simulation.machine import Program
+from tests.simulation.operations import Version1
+from tests.simulation.world import Report, simulate
+
+SEEDS = 2_000
+
+
+@pytest.mark.parametrize("version", campaign.VERSIONS)
+def test_nothing_goes_wrong_in_any_world(version: str) -> None:
+    outcome = campaign.run(Kind(version), range(SEEDS))
+    assert not outcome.failures, "\n".join(outcome.failures)
+    # There is something to survive, and something survives.
+    operations = outcome.counts.total()
+    assert operations > 1.5 * SEEDS
+    assert outcome.counts["done"] > operations / 3
+    assert operations - outcome.counts["done"] > operations / 10
+    assert min(outcome.counts[what] for what in ("failed", "cancelled", "died", "partly done")) > SEEDS / 100
+
+
+def digests(seeds: range, hash_seed: int) -> list[str]:
+    """Of stories told in a process of their own."""
+    command = [sys.executable, "-m", "tests.simulation", "--digests", "--seed", str(seeds.start)]
+    command += ["--step", str(seeds.step), "--seeds", str(len(seeds))]
+    environment = os.environ | {"PYTHONHASHSEED": str(hash_seed)}
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_a_seed_is_the_same_story_in_every_process() -> None:
+    seeds = range(50)
+    here = [simulate(seed, Version1).digest for seed in seeds]
+    assert len(set(here)) == len(seeds)
+    assert [simulate(seed, Version1).digest for seed in seeds[:10]] == here[:10]
+    assert digests(seeds, 1) == here
+    assert digests(seeds[::-1], 2) == here[::-1]  # nor does it depend on what was before
+
+
+def test_a_failure_says_its_seed_and_is_the_same_again() -> None:
+    outcome = campaign.run(Kind(lies=True), range(40), workers=2)
+    assert outcome.failures
+    first, *story, last = outcome.failures[0].strip().split("\n")
+    words = first.split()
+    assert words[0] == last.split()[0] == "SEED"
+    assert any("FAILURE" in line for line in story)
+    again = subprocess.run([sys.executable, *words[3:]], capture_output=True, text=True)
+    assert again.returncode == 1
+    assert again.stdout.strip() == outcome.failures[0].strip()
+
+
+# What is found
+
+
+def first_failure(seeds: range, *, lies: bool = False, match: str = "") -> Report:
+    """The first world in which such a thing goes wrong."""
+    for seed in seeds:
+        report = simulate(seed, Version1, lies=lies)
+        if any(match in failure for failure in report.failures):
+            return report
+    pytest.fail(f"nothing like {match!r} was found")
+
+
+@pytest.mark.parametrize("match", ["has sealed wrong bytes", "nobody has"])
+def test_lies_are_found_that_a_version_believes(match: str) -> None:
+    report = first_failure(range(200), lies=True, match=match)
+    again = simulate(report.seed, Version1, lies=True)
+    assert (again.failures, again.story) == (report.failures, report.story)
+
+
+def test_objects_that_are_lost_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryTransport, "abort", MemoryTransport.close)
+    first_failure(range(300), match="nobody has")
+
+
+def test_claims_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def claim(self: Claims, object_ids: list[bytes]) -> Iterator[None]:
+        self._claimed.update(object_ids)  # type: ignore[arg-type]
+        yield
+        self._claimed.difference_update(object_ids)
+
+    monkeypatch.setattr(Claims, "claim", claim)
+    first_failure(range(100), match="claims")
+
+
+def test_leases_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+
+    def release(self: Lease, release: Callable[[Lease], None] = Lease.release) -> None:
+        kept.append(self.data[:])
+        release(self)
+
+    monkeypatch.setattr(Lease, "release", release)
+    first_failure(range(20), match="held")
+    kept.clear()
+
+
+def test_connections_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PeerClient, "_disconnect", lambda self: setattr(self, "_link", None))
+    first_failure(range(20), match="the connection #")
+
+
+def test_operations_that_do_not_end_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def client(self: Version1, program: Program, host: str, port: int) -> PeerClient:
+        return PeerClient(host, port, timeouts=PeerTimeouts(progress=1e6), connect=program.connect)
+
+    monkeypatch.setattr(Version1, "client", client)
+    first_failure(range(300), match="did not end within")
