@@ -5,6 +5,7 @@
 #   make lint     ruff and mypy alone
 #   make fuzz     spoilt input for parsers and live servers; a million of them, or INPUTS=..., from SEED=...
 #   make kills    kill 500 clients of each kind (KILLS=...) at random moments, and check the store each time
+#   make simulate   2,000 simulated worlds of peers in trouble (SEEDS=...), from SEED=... on
 #   make schema   regenerate the flatbuffers code that the tests compare ours with (needs flatc)
 #   make clean    remove what the others made, the environments included
 #
@@ -12,7 +13,7 @@
 # last pyarrow that came with Plasma, which needs CPython 3.11 (APACHE_PYTHON=...); without it, tests skip.
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint fuzz kills schema clean setup setup-apache setup-fuzz
+.PHONY: help demo test check lint fuzz kills simulate schema clean setup setup-apache setup-fuzz
 
 PYTHON ?= python3.11 python3.12 python3.13 python3
 APACHE_PYTHON ?= python3.11 python3
@@ -71,6 +72,11 @@ kills: setup setup-apache
 	@if [ -e $(APACHE_READY) ]; then export PLASMASTREAM_REQUIRE_APACHE=1; fi; \
 	  PLASMASTREAM_KILLS=$(KILLS) PLASMASTREAM_KILLS_SEED=$(SEED) \
 	  $(BIN)/python -m pytest -rP -k random_moments tests/interop/test_kills.py
+
+# What is found is printed with its seed, and the command that repeats it.
+SEEDS ?= 2000
+simulate: setup
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed $(SEED)
 
 setup: .venv/ready
 

@@ -46,7 +46,7 @@ class CallFault:
     @classmethod
     def cut(cls, at: int, method: Method | None = None, *, reset: bool = False) -> "CallFault":
         """The other side ends the connection, in order or by a reset; what it had sent can still be read."""
-        return cls(at, lambda end: end._cut(reset), method)
+        return cls(at, lambda end: end.cut(reset=reset), method)
 
     @classmethod
     def fail(cls, at: int, error: OSError, method: Method | None = None) -> "CallFault":
@@ -142,6 +142,15 @@ class MemoryTransport:
         """Whether nothing waits to be read, not even the end."""
         return not self._is_closed and self._incoming.next_arrival() > trio.current_time()
 
+    def cut(self, *, reset: bool = False) -> None:
+        """End the connection now, for both ends, in order or by a reset; what has arrived can still be read."""
+        _cut((self._incoming, self._outgoing), trio.current_time(), reset)
+
+    def hold(self, seconds: float) -> None:
+        """Unplug the cable for so many seconds: what either end sends meanwhile arrives later, and so does its end."""
+        for pipe in (self._incoming, self._outgoing):
+            pipe.hold(trio.current_time() + seconds)
+
     def half_close(self) -> None:
         """Send no more: the other end reads a clean end, and may go on sending."""
         self._outgoing.end(leaves=False)
@@ -174,11 +183,8 @@ class MemoryTransport:
         self._outgoing.end(_error(errno.ECONNRESET) if by_reset else None, leaves=True)
         self._incoming.forget()
 
-    def _cut(self, by_reset: bool) -> None:
-        _cut((self._incoming, self._outgoing), trio.current_time(), by_reset)
-
     def _fail(self, error: OSError) -> None:
-        self._cut(by_reset=True)
+        self.cut(reset=True)
         raise self._broken(error) from error
 
     async def _begin(self, method: Method) -> bool:

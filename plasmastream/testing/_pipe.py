@@ -136,6 +136,10 @@ class Pipe:
             self.left_at = min(self.left_at, due)
         self.lot.unpark_all()
 
+    def hold(self, until: float) -> None:
+        """Nothing that is sent from now on arrives before a time, not even the end."""
+        self._not_before = max(self._not_before, until)
+
     def forget(self) -> None:
         """Nobody will read what is under way."""
         self._pieces.clear()

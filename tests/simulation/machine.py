@@ -89,6 +89,7 @@ class Program:
     def __init__(self, machine: "Machine", nursery: trio.Nursery) -> None:
         self.machine = machine
         self.name = machine.name
+        self.host = machine.host
         self.nursery = nursery
         self.door = Door(machine.store)
         self.store: ObjectStore = self.door
@@ -149,6 +150,11 @@ class Machine:
                 await program.death.wait()
             await trio.sleep(self._down_for)
             self.network.trace.note(f"{self.name} starts again")
+
+    def unplug(self, down_for: float) -> None:
+        """Keep the machine from all others for so many seconds."""
+        if self.program is not None:
+            self.network.unplug(self.program, down_for)
 
     def kill(self, down_for: float) -> None:
         """Kill the program; after so many seconds it is started again."""

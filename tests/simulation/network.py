@@ -25,6 +25,7 @@ class Ends(Protocol):
     """A program that has ends of connections."""
 
     name: str
+    host: str
     transports: set["Tap"]
 
 
@@ -55,16 +56,30 @@ class Network:
         self.is_fair = True
         """Whether nothing was planned to go wrong so far."""
         self._chance = chance
+        self._unfair: list[MemoryTransport] = []
+        self._plugged_in_at: dict[str, float] = defaultdict(float)
         self._moments: dict[int, list[Callable[[], None]]] = defaultdict(list)
 
     def at_event(self, number: int, call: Callable[[], None]) -> None:
         """Call somebody at an event; they are counted from 1."""
         self._moments[number].append(call)
 
+    def unplug(self, program: Ends, seconds: float) -> None:
+        """Let nothing through to or from a program's machine for a while."""
+        self.trace.note(f"{program.name} is unplugged, for {seconds:g} s")
+        self._plugged_in_at[program.host] = trio.current_time() + seconds
+        for transport in program.transports:
+            transport.hold(seconds)
+
     def calm(self) -> None:
         """Nothing goes wrong with new connections, and nobody is called any more."""
         self.weather = Weather(0.0, lies=False)
         self._moments.clear()
+
+    def cut_unfair(self) -> None:
+        """End all connections with which something goes wrong: some would stall for ever."""
+        for transport in self._unfair:
+            transport.cut(reset=True)
 
     def happens(self, what: str) -> None:
         """An event."""
@@ -85,6 +100,7 @@ class Network:
         self.is_fair = self.is_fair and plan.is_fair
         self.happens(f"{name} {program.name} -> {host}: {plan}")
         with trio.move_on_after(timeout):
+            await trio.sleep_until(max(self._plugged_in_at[program.host], self._plugged_in_at[host]))
             await trio.sleep(plan.delay)
             if plan.meets == "silence":
                 await trio.sleep_forever()
@@ -96,6 +112,8 @@ class Network:
         if listener is None or plan.meets == "refusal":
             raise PeerError(f"no connection to {host}:{port}: Connection refused")
         ours, theirs = memory_transports(plan.client_faults, plan.server_faults, room=plan.room, script=plan.script)
+        if not plan.is_fair:
+            self._unfair.append(ours)
         ours.peer, theirs.peer = f"{host}:{port}", program.name
         listener.accept(Tap(f"{name} {listener.name}", theirs, listener, self))
         return Tap(f"{name} {program.name}", ours, program, self)
@@ -127,6 +145,10 @@ class Tap:
         """See `Transport`."""
         self._network.happens(f"{self.name} sends {sum(len(piece) for piece in pieces)}")
         await self._transport.send(pieces, timeout=timeout)
+
+    def hold(self, seconds: float) -> None:
+        """See `MemoryTransport.hold`."""
+        self._transport.hold(seconds)
 
     def is_quiet(self) -> bool:
         """See `Transport`."""

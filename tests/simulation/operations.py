@@ -18,7 +18,10 @@ from tests.simulation.machine import PORT, Machine, Program, Programs
 
 @attrs.frozen
 class Operation:
-    """Objects that a client wants at `target`: its own machine, or one whose server shall fetch them (SYNC)."""
+    """Objects that a client wants at `target`: its own machine, or one whose server shall fetch them (SYNC).
+
+    From its own machine, where a version `puts`, it sends them itself.
+    """
 
     name: str
     kind: TransferKind
@@ -53,6 +56,8 @@ class Promises:
     finishes: bool
     """What is at the target already counts as success, and a successful TAKE has deleted at the source, whatever went
     wrong meanwhile. Version 1 promises so only if nothing goes wrong."""
+    puts: bool
+    """A client can send objects of its own."""
 
 
 class Version(Programs, Protocol):
@@ -79,7 +84,7 @@ class Version(Programs, Protocol):
 class Version1:
     """Version 1: a request succeeds or fails as a whole, nothing is tried again, bytes are not verified."""
 
-    promises = Promises(sees_lies=False, finishes=False)
+    promises = Promises(sees_lies=False, finishes=False, puts=False)
 
     def __init__(self, chance: random.Random) -> None:
         self._limits = Limits(inline_size=chance.choice([0, 1_000, 16_384]))

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 
 import pytest
 
-from plasmastream.peer import PeerClient, PeerTimeouts
+from plasmastream import ObjectID
+from plasmastream.peer import PeerClient, PeerTimeouts, TransferKind
 from plasmastream.peer._dispatcher import Claims
-from plasmastream.store import Lease
+from plasmastream.store import EmbeddedStore, Lease
 from plasmastream.testing import MemoryTransport
+from tests.peer.helpers import contents, fill
 from tests.simulation import campaign
 from tests.simulation.campaign import Kind
 from tests.simulation.machine import Program
-from tests.simulation.operations import Version1
+from tests.simulation.operations import Operation, Promises, Version1
 from tests.simulation.world import Report, simulate
 
 SEEDS = 2_000
@@ -60,6 +62,26 @@ def test_a_failure_says_its_seed_and_is_the_same_again() -> None:
     again = subprocess.run([sys.executable, *words[3:]], capture_output=True, text=True)
     assert again.returncode == 1
     assert again.stdout.strip() == outcome.failures[0].strip()
+
+
+class Ideal(Version1):
+    """Keeps every promise, as it needs no network."""
+
+    promises = Promises(sees_lies=True, finishes=True, puts=True)
+
+    async def perform(self, operation: Operation, program: Program) -> set[ObjectID]:
+        """See `Version`."""
+        there = contents(operation.source.store)
+        present = contents(operation.target.store)
+        fill(operation.target.store, {id_: there[id_] for id_ in operation.object_ids if id_ not in present})
+        if operation.kind is TransferKind.TAKE:
+            await operation.source.store.delete(operation.object_ids)
+        return set(operation.object_ids)
+
+
+def test_a_version_that_keeps_its_promises_is_found_to_do_so() -> None:
+    for seed in range(100):
+        assert simulate(seed, Ideal).failures == []
 
 
 # What is found
@@ -112,6 +134,14 @@ def test_leases_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_connections_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PeerClient, "_disconnect", lambda self: setattr(self, "_link", None))
     first_failure(range(20), match="the connection #")
+
+
+def test_promises_that_are_not_kept_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Version1, "promises", Promises(sees_lies=False, finishes=True, puts=False))
+    first_failure(range(100), match="has failed, although all is well")
+    monkeypatch.setattr(Version1, "perform", Ideal.perform)
+    monkeypatch.setattr(EmbeddedStore, "delete", EmbeddedStore.contains)
+    first_failure(range(20), match="has left 0.0 at")
 
 
 def test_operations_that_do_not_end_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """One simulated world: a client and two servers, each beside a store, and everything that goes wrong between them.
 
 First there is trouble: operations run, at once or one after the other, while connections fail, programs are killed and
-started again, and calls are cancelled. Then all is well: what did not arrive is asked for once more, and has to. When
-nothing has happened for long, nothing may be left. What must hold, whatever the version:
+started again, machines are unplugged for a while, and calls are cancelled. Then all is well: what did not arrive is
+asked for once more, and has to. When nothing has happened for long, nothing may be left. What must hold, whatever the
+version:
 
 - Whenever an object is sealed, it has the right bytes; and in the end.
 - Whenever an object is removed from a store, another store has it sealed.
@@ -120,7 +121,7 @@ class World:
             for machine in self._machines.values():
                 await nursery.start(machine.run)
             async with trio.open_nursery() as trouble:
-                self._draw_deaths(trouble)
+                self._draw_accidents(trouble)
                 async with trio.open_nursery() as operations:
                     for attempt in attempts:
                         operations.start_soon(self._try, attempt)
@@ -128,6 +129,7 @@ class World:
             was_fair = self._network.is_fair and self._is_fair
             self._network.calm()
             await trio.sleep(_QUIET)
+            self._network.cut_unfair()
             self.trace.note("all is well from here on")
             for attempt in attempts:
                 await self._finish(attempt.operation)
@@ -144,7 +146,8 @@ class World:
             begins_at = chance.choice([0.0, log_uniform(chance, 0.001, 30)])
             if attempts and chance.random() < 0.2:  # the same objects once more
                 before = attempts.pop()
-                operation = attrs.evolve(before.operation, name=f"operation {number}", kind=self._kind())
+                kind = TransferKind.COPY if before.operation.source.name == "client" else self._kind()
+                operation = attrs.evolve(before.operation, name=f"operation {number}", kind=kind)
                 attempts.append(attrs.evolve(before, is_alone=False))
                 is_alone = False
             else:
@@ -161,8 +164,12 @@ class World:
 
     def _draw_operation(self, number: int) -> tuple[Operation, bool]:
         chance = self._chance
-        source_name, other = chance.sample(["north", "south"], 2)
-        source, target = self._machines[source_name], self._machines[chance.choice(["client", other])]
+        north_or_south, other = chance.sample(["north", "south"], 2)
+        if self._version.promises.puts and chance.random() < 0.25:
+            kind, source_name, target_name = TransferKind.COPY, "client", other
+        else:
+            kind, source_name, target_name = self._kind(), north_or_south, chance.choice(["client", other])
+        source, target = self._machines[source_name], self._machines[target_name]
         made: Objects = {}
         for index in range(int(log_uniform(chance, 1, 13))):
             data, metadata = chance.randbytes(chance.choice(_SIZES)), chance.randbytes(chance.choice([0, 0, 3, 300]))
@@ -176,25 +183,25 @@ class World:
             present = {object_id: made[object_id] for object_id in made if chance.random() < 0.3}
             fill(target.store, present)
         ids = tuple(made)
-        cut = chance.randrange(len(ids)) if target.name != "client" else 0
+        cut = chance.randrange(len(ids)) if "client" not in (source_name, target_name) else 0  # of a SYNC
         parts = (ids[:cut], ids[cut:]) if cut else (ids,)
-        operation = Operation(f"operation {number}", self._kind(), source, target, parts, chance.random() < 0.5)
+        operation = Operation(f"operation {number}", kind, source, target, parts, chance.random() < 0.5)
         return operation, not present
 
     def _kind(self) -> TransferKind:
         return self._chance.choice([TransferKind.COPY, TransferKind.TAKE])
 
-    def _draw_deaths(self, trouble: trio.Nursery) -> None:
+    def _draw_accidents(self, trouble: trio.Nursery) -> None:
         chance = self._chance
         for _ in range(chance.choice([0, 0, 0, 1, 2])):
             self._is_fair = False
             machine = self._machines[chance.choice(["client", "north", "south"])]
-            down_for = log_uniform(chance, 0.001, 100)
+            accident = chance.choice([machine.kill, machine.kill, machine.unplug])
+            strikes = partial(accident, log_uniform(chance, 0.001, 100))
             if chance.random() < 0.7:
-                event = int(log_uniform(chance, 1, 300))
-                self._network.at_event(event, partial(machine.kill, down_for))
+                self._network.at_event(int(log_uniform(chance, 1, 300)), strikes)
             else:
-                trouble.start_soon(_kill, log_uniform(chance, 0.001, 60), machine, down_for)
+                trouble.start_soon(_later, log_uniform(chance, 0.001, 60), strikes)
 
     async def _try(self, attempt: _Attempt) -> None:
         operation = attempt.operation
@@ -304,10 +311,8 @@ class World:
         if program is None:
             yield "nothing: it was never started again"
             return
-        for task in program.nursery.child_tasks:
-            yield f"the task {task.name}"
-        for transport in program.transports:
-            yield f"the connection {transport.name} to {transport.peer}"
+        yield from sorted(f"the task {task.name}" for task in program.nursery.child_tasks)
+        yield from sorted(f"the connection {transport.name} to {transport.peer}" for transport in program.transports)
         yield from self._version.left_over(program)
         try:
             assert_untouched(machine.store)
@@ -335,9 +340,9 @@ class _Watch:
         self.world.check_copies(entry.object_id)
 
 
-async def _kill(after: float, machine: Machine, down_for: float) -> None:
+async def _later(after: float, strikes: Callable[[], None]) -> None:
     await trio.sleep(after)
-    machine.kill(down_for)
+    strikes()
 
 
 @contextmanager

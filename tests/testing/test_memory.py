@@ -286,6 +286,35 @@ async def test_a_cut_loses_what_is_still_on_its_way(autojump_clock: MockClock) -
     assert [type(seen.fault) for seen in client.triggered] == [Delay, Delay, Cut]
 
 
+async def test_a_cable_can_be_unplugged_for_a_while(autojump_clock: MockClock) -> None:
+    client, server = memory_transports()
+    await client.send([b"before"], timeout=5)
+    server.hold(20)
+    await client.send([b"after"], timeout=5)
+    client.abort()
+    assert await read(server) == b"before"
+    await server.send([b"not told yet"], timeout=5)
+    buffer = memoryview(bytearray(9))
+    assert await server.receive_into(buffer, timeout=30) == 5
+    assert trio.current_time() == pytest.approx(20)
+    with pytest.raises(PeerError, match="reset"):
+        await read(server)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_connection_can_be_cut_at_once(reset: bool) -> None:
+    client, server = memory_transports(script=Script(to_client=[Stall(2)]))
+    await server.send([b"abcd"], timeout=5)
+    server.cut(reset=reset)
+    assert await read(client) == b"ab"
+    for end in (client, server):
+        if reset:
+            with pytest.raises(PeerError, match="reset"):
+                await read(end)
+        else:
+            assert await read(end) == b""
+
+
 # The peer room over it
 
 
