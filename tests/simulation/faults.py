@@ -15,8 +15,8 @@ import attrs
 from plasmastream.testing import CallFault, Cut, Delay, Fault, Flip, HalfClose, Noise, Script, Stall, Throttle
 from tests.simulation.chance import log_uniform
 
-_LONGEST = 200_000
-"""Bytes after which a fault seldom finds anything to spoil."""
+_TO_SERVER, _TO_CLIENT = 1_000, 50_000
+"""Bytes after which a fault seldom finds anything to spoil: most of them go to the client."""
 
 
 @attrs.frozen
@@ -72,12 +72,14 @@ class Weather:
         to_server: list[Fault] = []
         to_client: list[Fault] = []
         for _ in range(chance.choice([1, 1, 2])):
-            # Most bytes go to the client, so most faults find something there.
-            (to_server if chance.random() < 0.3 else to_client).append(self._fault(chance))
+            if chance.random() < 0.3:
+                to_server.append(self._fault(chance, _TO_SERVER))
+            else:
+                to_client.append(self._fault(chance, _TO_CLIENT))
         return _plan(delay, room, to_server, to_client)
 
-    def _fault(self, chance: random.Random) -> Fault:
-        at = 0 if chance.random() < 0.05 else int(log_uniform(chance, 1, _LONGEST))
+    def _fault(self, chance: random.Random, longest: int) -> Fault:
+        at = 0 if chance.random() < 0.05 else int(log_uniform(chance, 1, longest))
         lies = ["half-close", "flip", "flip", "noise"] if self.lies else []
         match chance.choice(["cut", "cut", "cut", "stall", "stall", "throttle", *lies]):
             case "cut":

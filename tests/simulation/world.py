@@ -90,7 +90,7 @@ class World:
         self.counts: Counter[str] = Counter()
         self._chance = drawn(seed, "world")
         self._version = version(drawn(seed, "version"))
-        weather = Weather(self._chance.choice([0.0, 0.2, 0.5, 0.9]), lies=lies or self._version.promises.sees_lies)
+        weather = Weather(self._chance.choice([0.0, 0.3, 0.6, 0.9]), lies=lies or self._version.promises.sees_lies)
         self._network = Network(drawn(seed, "network"), weather, self.trace)
         self._machines: dict[str, Machine] = {}
         self._objects: Objects = {}
@@ -158,7 +158,7 @@ class World:
                 if chance.random() < 0.5:
                     after = log_uniform(chance, 0.001, 100)
                 else:
-                    at_event = int(log_uniform(chance, 1, 200))
+                    at_event = int(log_uniform(chance, 1, 100))
             attempts.append(_Attempt(operation, is_alone, begins_at, after, at_event))
         return attempts
 
@@ -199,7 +199,7 @@ class World:
             accident = chance.choice([machine.kill, machine.kill, machine.unplug])
             strikes = partial(accident, log_uniform(chance, 0.001, 100))
             if chance.random() < 0.7:
-                self._network.at_event(int(log_uniform(chance, 1, 300)), strikes)
+                self._network.at_event(int(log_uniform(chance, 1, 150)), strikes)
             else:
                 trouble.start_soon(_later, log_uniform(chance, 0.001, 60), strikes)
 
