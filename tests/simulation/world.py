@@ -8,8 +8,8 @@ version:
 - Whenever an object is sealed, it has the right bytes; and in the end.
 - Whenever an object is removed from a store, another store has it sealed.
 - What an operation says has arrived is at its target; each operation ends in time.
-- When all is well, an operation succeeds, and a successful TAKE has left nothing at the source. (What a version
-  promises in trouble, it says.)
+- When all is well, an operation succeeds, and a successful TAKE leaves nothing at the source. (What a version promises
+  in trouble, it says.)
 - In the end no task runs that was started for a connection or an operation, no connection is open, and nothing is
   held, unsealed, awaited or claimed.
 """
@@ -96,7 +96,8 @@ class World:
         self._objects: Objects = {}
         self._labels: dict[ObjectID, str] = {}
         self._is_fair = True  # apart from connections
-        self._must_be_gone: list[Operation] = []
+        self._taken_in_trouble: list[Operation] = []
+        self._taken_in_peace: list[Operation] = []
 
     def run(self) -> Report:
         """Let it happen."""
@@ -213,8 +214,7 @@ class World:
         must_succeed = self._is_fair and self._network.is_fair and (attempt.is_alone or self._version.promises.finishes)
         if must_succeed and arrived != set(operation.object_ids):
             self.trace.fail(f"{operation} has failed, although all was well")
-        if operation.kind is TransferKind.TAKE:
-            self._must_be_gone.append(operation.of(arrived))
+        self._taken_in_trouble.append(operation.of(arrived))
 
     async def _finish(self, operation: Operation) -> None:
         """Ask for what did not arrive, once more and with success."""
@@ -223,8 +223,10 @@ class World:
         missing = [object_id for object_id in operation.object_ids if promises.finishes or not is_there(object_id)]
         if missing:
             again = attrs.evolve(operation.of(missing), name=f"{operation.name} again")
-            if await self._perform(again, trio.CancelScope(), None) != set(missing):
+            arrived = await self._perform(again, trio.CancelScope(), None)
+            if arrived != set(missing):
                 self.trace.fail(f"{again} has failed, although all is well")
+            self._taken_in_peace.append(again.of(arrived))
 
     async def _perform(self, operation: Operation, scope: trio.CancelScope, timeout: float | None) -> set[ObjectID]:
         """Have the client's program carry out an operation; what has arrived."""
@@ -299,12 +301,14 @@ class World:
                 self.trace.fail(f"left over at {machine.name}: {what}")
         for object_id in self._objects:
             self.check_copies(object_id)
+        must_be_gone = list(self._taken_in_peace)
         if was_fair or self._version.promises.finishes:
-            for operation in self._must_be_gone:
-                there = contents(operation.source.store)
-                for object_id in operation.object_ids:
-                    if object_id in there:
-                        self.trace.fail(f"{operation} has left {self.label(object_id)} at {operation.source.name}")
+            must_be_gone += self._taken_in_trouble
+        for operation in must_be_gone:
+            there = contents(operation.source.store) if operation.kind is TransferKind.TAKE else {}
+            for object_id in operation.object_ids:
+                if object_id in there:
+                    self.trace.fail(f"{operation} has left {self.label(object_id)} at {operation.source.name}")
 
     def _left_over(self, machine: Machine) -> Iterator[str]:
         program = machine.program
