@@ -23,7 +23,7 @@ class Operation:
     From its own machine, where a version `puts`, it sends them itself.
     """
 
-    name: str
+    number: int
     kind: TransferKind
     source: Machine
     target: Machine
@@ -31,6 +31,8 @@ class Operation:
     """The objects; of a SYNC, those of each peer request."""
     shares_client: bool = False
     """Whether by the client that the whole program shares."""
+    is_again: bool = False
+    """Whether it is asked for once more."""
 
     @property
     def object_ids(self) -> tuple[ObjectID, ...]:
@@ -44,7 +46,8 @@ class Operation:
 
     def __str__(self) -> str:
         sizes = "+".join(str(len(part)) for part in self.parts)
-        return f"{self.name} {self.kind.name} {sizes} from {self.source.name} to {self.target.name}"
+        again = " again" * self.is_again
+        return f"operation {self.number}{again} {self.kind.name} {sizes} from {self.source.name} to {self.target.name}"
 
 
 @attrs.frozen

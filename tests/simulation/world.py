@@ -31,6 +31,7 @@ from plasmastream.peer import TransferKind
 from plasmastream.store import EmbeddedStore
 from plasmastream.store._table import Entry
 from tests.peer.helpers import Objects, contents, fill
+from tests.simulation.attempts import Attempt, draw_attempts
 from tests.simulation.chance import determined, drawn, log_uniform
 from tests.simulation.faults import Weather
 from tests.simulation.machine import Machine
@@ -44,7 +45,6 @@ _DEADLINE = 900.0
 """Seconds that an operation may take, in the worst weather."""
 _QUIET = 1_000.0
 """Seconds after which nothing may be left: longer than the servers' patience with idle connections."""
-_SIZES = (0, 1, 20, 100, 1_000, 5_000, 16_000, 17_000, 40_000)
 
 
 @attrs.frozen
@@ -59,20 +59,6 @@ class Report:
     """The story in short."""
     counts: Counter[str]
     """Of operations in trouble: how many succeeded, failed, were cancelled, and so on."""
-
-
-@attrs.frozen
-class _Attempt:
-    """An operation in trouble: when it begins, and when it is cancelled."""
-
-    operation: Operation
-    is_alone: bool
-    """Whether nothing that is there or runs already stands in its way."""
-    begins_at: float
-    cancelled_after: float | None = None
-    """In seconds."""
-    cancelled_at_event: int | None = None
-    """Counted from its beginning."""
 
 
 class World:
@@ -117,7 +103,8 @@ class World:
         return Report(self.seed, trace.failures, trace.lines(), trace.digest(), self.counts)
 
     async def _live(self) -> None:
-        attempts = self._draw_attempts()
+        attempts = draw_attempts(self._chance, self._machines, puts=self._version.promises.puts)
+        self._provide(attempts)
         async with trio.open_nursery() as nursery:
             for machine in self._machines.values():
                 await nursery.start(machine.run)
@@ -140,57 +127,15 @@ class World:
 
     # What happens
 
-    def _draw_attempts(self) -> list[_Attempt]:
-        chance = self._chance
-        attempts: list[_Attempt] = []
-        for number in range(chance.choice([1, 1, 2, 3])):
-            begins_at = chance.choice([0.0, log_uniform(chance, 0.001, 30)])
-            if attempts and chance.random() < 0.2:  # the same objects once more
-                before = attempts.pop()
-                kind = TransferKind.COPY if before.operation.source.name == "client" else self._kind()
-                operation = attrs.evolve(before.operation, name=f"operation {number}", kind=kind)
-                attempts.append(attrs.evolve(before, is_alone=False))
-                is_alone = False
-            else:
-                operation, is_alone = self._draw_operation(number)
-            after = at_event = None
-            if chance.random() < 0.25:
-                self._is_fair = False
-                if chance.random() < 0.5:
-                    after = log_uniform(chance, 0.001, 100)
-                else:
-                    at_event = int(log_uniform(chance, 1, 100))
-            attempts.append(_Attempt(operation, is_alone, begins_at, after, at_event))
-        return attempts
-
-    def _draw_operation(self, number: int) -> tuple[Operation, bool]:
-        chance = self._chance
-        north_or_south, other = chance.sample(["north", "south"], 2)
-        if self._version.promises.puts and chance.random() < 0.25:
-            kind, source_name, target_name = TransferKind.COPY, "client", other
-        else:
-            kind, source_name, target_name = self._kind(), north_or_south, chance.choice(["client", other])
-        source, target = self._machines[source_name], self._machines[target_name]
-        made: Objects = {}
-        for index in range(int(log_uniform(chance, 1, 13))):
-            data, metadata = chance.randbytes(chance.choice(_SIZES)), chance.randbytes(chance.choice([0, 0, 3, 300]))
-            object_id = ObjectID.from_name(f"{self.seed}/{number}/{index}")
-            made[object_id] = data, metadata
-            self._labels[object_id] = f"{number}.{index}"
-        self._objects |= made
-        fill(source.store, made)
-        present: Objects = {}
-        if chance.random() < 0.2:
-            present = {object_id: made[object_id] for object_id in made if chance.random() < 0.3}
-            fill(target.store, present)
-        ids = tuple(made)
-        cut = chance.randrange(len(ids)) if "client" not in (source_name, target_name) else 0  # of a SYNC
-        parts = (ids[:cut], ids[cut:]) if cut else (ids,)
-        operation = Operation(f"operation {number}", kind, source, target, parts, chance.random() < 0.5)
-        return operation, not present
-
-    def _kind(self) -> TransferKind:
-        return self._chance.choice([TransferKind.COPY, TransferKind.TAKE])
+    def _provide(self, attempts: Sequence[Attempt]) -> None:
+        for attempt in attempts:
+            self._is_fair = self._is_fair and not attempt.is_cancelled
+            self._objects |= attempt.objects
+            operation = attempt.operation
+            for index, object_id in enumerate(attempt.objects):
+                self._labels[object_id] = f"{operation.number}.{index}"
+            fill(operation.source.store, attempt.objects)
+            fill(operation.target.store, attempt.present)
 
     def _draw_accidents(self, trouble: trio.Nursery) -> None:
         chance = self._chance
@@ -204,7 +149,7 @@ class World:
             else:
                 trouble.start_soon(_later, log_uniform(chance, 0.001, 60), strikes)
 
-    async def _try(self, attempt: _Attempt) -> None:
+    async def _try(self, attempt: Attempt) -> None:
         operation = attempt.operation
         await trio.sleep(attempt.begins_at)
         scope = trio.CancelScope()
@@ -222,7 +167,7 @@ class World:
         is_there = operation.target.store.core.table.find_sealed
         missing = [object_id for object_id in operation.object_ids if promises.finishes or not is_there(object_id)]
         if missing:
-            again = attrs.evolve(operation.of(missing), name=f"{operation.name} again")
+            again = attrs.evolve(operation.of(missing), is_again=True)
             arrived = await self._perform(again, trio.CancelScope(), None)
             if arrived != set(missing):
                 self.trace.fail(f"{again} has failed, although all is well")

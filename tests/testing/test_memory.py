@@ -150,6 +150,12 @@ async def test_time_is_bounded(autojump_clock: MockClock) -> None:
     assert trio.current_time() - start == pytest.approx(60)
     with pytest.raises(PeerStalledError):
         await client.receive_into(memoryview(bytearray(1)), timeout=-1)
+    client, server = memory_transports([CallFault.stall(1, "receive_into")])
+    await server.send([b"x"], timeout=5)
+    with pytest.raises(PeerStalledError):
+        await read(client)
+    assert await read(client) == b"x"
+    assert repr(client) == "<MemoryTransport from client to server>"
 
 
 async def test_faults_come_at_the_call_they_name() -> None:
