@@ -1,13 +1,16 @@
 """Many worlds, one seed each: in this process, or divided over processes of their own, which no coverage slows down."""
 
-import faulthandler
 import gc
 import os
+import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
+from types import FrameType
 
 import attrs
 
@@ -18,7 +21,7 @@ VERSIONS = {"1": Version1}
 """The versions of the protocol, by name."""
 
 _HANGS_AFTER = 60.0
-"""Seconds for one world, which takes some hundredths of one; when they are over, the process ends."""
+"""Seconds for one world, which takes some hundredths of one."""
 _SHOWN = 400
 """Lines of a story."""
 
@@ -69,14 +72,22 @@ def show(kind: Kind, report: Report) -> str:
 
 
 def run_here(kind: Kind, seeds: range) -> Iterator[Report]:
-    """Worlds in this process, one after the other."""
+    """Worlds in this process, one after the other. One that does not end, ends the process."""
     gc.freeze()
     for seed in seeds:
-        faulthandler.dump_traceback_later(_HANGS_AFTER, exit=True)
+        signal.signal(signal.SIGALRM, partial(_give_up, seed))
+        signal.setitimer(signal.ITIMER_REAL, _HANGS_AFTER)
         try:
-            yield simulate(seed, VERSIONS[kind.version], lies=kind.lies)
+            report = simulate(seed, VERSIONS[kind.version], lies=kind.lies)
         finally:
-            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        yield report
+
+
+def _give_up(seed: int, number: int, frame: FrameType | None) -> None:
+    print(f"SEED {seed}: it has not ended after {_HANGS_AFTER:g} s", flush=True)
+    traceback.print_stack(frame)
+    os._exit(1)
 
 
 def run(kind: Kind, seeds: range, *, workers: int | None = None) -> Outcome:

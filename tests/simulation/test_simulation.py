@@ -144,6 +144,27 @@ def test_promises_that_are_not_kept_are_found(monkeypatch: pytest.MonkeyPatch) -
     first_failure(range(20), match="has left 0.0 at")
 
 
+STANDS_STILL = """
+import trio
+from tests.simulation import campaign
+
+async def perform(self, operation, program):
+    while True:
+        await trio.lowlevel.checkpoint()
+
+campaign.Version1.perform = perform
+campaign._HANGS_AFTER = 0.2
+list(campaign.run_here(campaign.Kind(), range(7, 8)))
+"""
+
+
+def test_worlds_that_stand_still_are_found() -> None:
+    done = subprocess.run([sys.executable, "-c", STANDS_STILL], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == "SEED 7: it has not ended after 0.2 s\n"
+    assert "simulate" in done.stderr  # where it stands
+
+
 def test_operations_that_do_not_end_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def client(self: Version1, program: Program, host: str, port: int) -> PeerClient:
         return PeerClient(host, port, timeouts=PeerTimeouts(progress=1e6), connect=program.connect)
