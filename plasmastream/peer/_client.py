@@ -1,65 +1,65 @@
-"""`PeerClient`: ask a plasmastream server for its objects, or to fetch objects from others. On Trio or asyncio."""
+"""`PeerClient`: ask a plasmastream server for its objects, or to fetch objects from others. On Trio or asyncio.
 
-import math
+It speaks version 2 of the protocol, and version 1 with servers that know no other.
+"""
+
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
-import anyio
-import attrs
-
-from plasmastream._errors import PeerError, TransferError
+from plasmastream import __version__
+from plasmastream._errors import PeerError, RemoteProtocolError, StoreError, TransferError
 from plasmastream._object_id import ObjectID
-from plasmastream.peer._receiver import Progress, Receiver
-from plasmastream.peer._transport import (
-    DEFAULT_PORT,
-    Connect,
-    PeerStalledError,
-    Transport,
-    connect,
-    format_address,
-)
-from plasmastream.store._object_store import ObjectStore
-from plasmastream.wire.stream import (
-    NEED_DATA,
-    ClientConnection,
+from plasmastream.peer._budget import Budget
+from plasmastream.peer._fetch import Fetch, Report
+from plasmastream.peer._lanes import Introduction, Lane, Lanes, OldPeerError
+from plasmastream.peer._persistence import Persistence
+from plasmastream.peer._put_client import Upload
+from plasmastream.peer._results import Result, check_results, outcome_of, status_of
+from plasmastream.peer._sync_client import SyncCall, SyncProgress
+from plasmastream.peer._timeouts import PeerTimeouts
+from plasmastream.peer._transport import DEFAULT_PORT, Connect, connect, format_address
+from plasmastream.peer._version1 import Version1Client
+from plasmastream.store._object_store import NewObject, ObjectStore
+from plasmastream.wire.plasma import ObjectInfo
+from plasmastream.wire.stream import PeerRequest, TransferKind, describe_status
+from plasmastream.wire.stream.v2 import (
+    TOKEN_SIZE,
+    Hello,
     Limits,
-    PeerRequest,
-    SyncAnswered,
-    TransferKind,
+    Listed,
+    ListObjects,
+    Outcome,
+    Progress,
+    Stat,
+    encoding_of,
+    known_encodings,
 )
 
-_PERHAPS_INVALID = "a server does so when it finds a SYNC invalid, one that names itself for instance: see its log"
+DEFAULT_MAX_BYTES = 256 << 20
+
+_NOTHING: Report = lambda objects, nbytes: None  # noqa: E731
 
 
-@attrs.frozen
-class PeerTimeouts:
-    """How patient to be with a peer, all in seconds."""
-
-    connect: float = 10.0
-    """From the look-up of its name to the established connection."""
-    progress: float = 30.0
-    """With a transfer under way, for any byte to move."""
-    store: float = 10.0
-    """For room in our own store, where it is full of objects in use."""
-
-
-@attrs.define(eq=False)
-class _Link:
-    transport: Transport
-    connection: ClientConnection
+def make_hello(limits: Limits) -> Hello:
+    """What a client or server says of itself."""
+    return Hello(os.urandom(TOKEN_SIZE), limits.chunk_size, known_encodings(), f"plasmastream {__version__}")
 
 
 class PeerClient:
-    """A client of the plasmastream server at `host` and `port`. One request at a time; more wait in order.
+    """A client of the plasmastream server at `host` and `port`. Any number of requests may run at once.
 
-    It connects when it has to, and again after an error. Use `open_peer`, or call `aclose` in the end.
+    It connects when it has to, and keeps a few connections. Use `open_peer`, or call `aclose` in the end.
 
     Args:
         host: a name, or an IPv4 or IPv6 address.
         port: its TCP port.
         timeouts: how patient to be.
-        limits: what is asked for and accepted.
+        limits: what is asked for and accepted, in version 2.
         connect: makes a connection; by TCP, unless something else is given.
+        version: 1 or 2, to speak that alone; None to speak 2, or 1 with a server that knows no other.
+        hello: what to say of ourselves; made up, unless it is given.
     """
 
     def __init__(
@@ -70,130 +70,255 @@ class PeerClient:
         timeouts: PeerTimeouts | None = None,
         limits: Limits | None = None,
         connect: Connect = connect,
+        version: int | None = None,
+        hello: Hello | None = None,
     ) -> None:
+        if version not in (None, 1, 2):
+            raise ValueError(f"there are versions 1 and 2, not {version}")
         self.host = host
         self.port = port
         self._timeouts = timeouts or PeerTimeouts()
         self._limits = limits or Limits()
-        self._connect = connect
-        self._lock = anyio.Lock()
-        self._link: _Link | None = None
+        self._version = version
+        introduction = Introduction(
+            hello or make_hello(self._limits),
+            self._limits,
+            self._timeouts.patience,
+            self._timeouts.connect,
+            may_fall_back=version is None,
+        )
+        self._lanes = Lanes(host, port, connect, introduction)
+        self._version1 = Version1Client(host, port, timeouts=self._timeouts, connect=connect)
 
-    async def copy(
-        self, object_ids: Sequence[ObjectID], store: ObjectStore, *, on_progress: Progress | None = None
-    ) -> None:
-        """Fetch objects into a store; the peer keeps its own. All of them or none, per 65,536.
+    async def fetch(
+        self,
+        kind: TransferKind,
+        object_ids: Sequence[ObjectID],
+        store: ObjectStore,
+        *,
+        timeout: float | None = None,
+        compression: str | None = None,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        budget: Budget | None = None,
+        on_progress: Report | None = None,
+    ) -> list[Result]:
+        """Fetch objects into a store, each with an outcome of its own. Broken connections are taken up again.
 
         Args:
+            kind: COPY, or TAKE, whereupon the peer deletes what has arrived here.
             object_ids: which objects, all distinct.
             store: where they go.
+            timeout: for all of it, in seconds. Without one, a peer that nobody ever reached is not tried again, and one
+                that broke off is given up after `PeerTimeouts.retry` seconds without progress.
+            compression: "zstd" or "lz4", where the peer knows it too; None for none.
+            max_bytes: bytes of large objects under way at once.
+            budget: the same, shared with other calls.
             on_progress: called with (objects, bytes) that arrived since the last call.
 
+        Returns:
+            What became of each object, in order. With a peer of version 1, all or none of up to 65,536.
+
         Raises:
-            TransferError: the peer refused; `status` says why.
-            PeerError: it cannot be reached, broke off, or stood still.
-            RemoteProtocolError: it broke the protocol.
-            StoreError: `store` refused an object (ObjectExistsError: it has it already), or is gone.
+            LocalProtocolError: an object is named twice, or the compression is not known here.
+            StoreError: the store is gone.
         """
-        await self._transfer(TransferKind.COPY, object_ids, store, on_progress)
+        results: list[Result] = []
+        persistence = Persistence(self._timeouts.retry, timeout)
+        budget = budget or Budget(max_bytes)
+        for first in range(0, len(object_ids), self._limits.max_objects):
+            batch = object_ids[first : first + self._limits.max_objects]
+            fetch = Fetch(
+                self._lanes,
+                store,
+                take=kind is TransferKind.TAKE,
+                object_ids=batch,
+                persistence=persistence,
+                encoding=encoding_of(compression),
+                store_timeout=self._timeouts.store,
+                budget=budget,
+                report=on_progress or _NOTHING,
+            )
+            try:
+                if self._version == 1:
+                    raise OldPeerError("version 1 was asked for")
+                results += await fetch.run()
+            except OldPeerError:
+                results += await self._fetch_by_version_1(kind, batch, store, on_progress)
+        return results
+
+    async def copy(
+        self,
+        object_ids: Sequence[ObjectID],
+        store: ObjectStore,
+        *,
+        timeout: float | None = None,
+        compression: str | None = None,
+        on_progress: Report | None = None,
+    ) -> None:
+        """Fetch objects into a store; the peer keeps its own. See `fetch`.
+
+        Raises:
+            IncompleteError: not all have arrived; `results` says what became of each.
+            UnreachableError: nobody answers there.
+            StoreError: the store is gone.
+        """
+        fetch = partial(self.fetch, timeout=timeout, compression=compression, on_progress=on_progress)
+        check_results(await fetch(TransferKind.COPY, object_ids, store), self)
 
     async def take(
-        self, object_ids: Sequence[ObjectID], store: ObjectStore, *, on_progress: Progress | None = None
+        self,
+        object_ids: Sequence[ObjectID],
+        store: ObjectStore,
+        *,
+        timeout: float | None = None,
+        compression: str | None = None,
+        on_progress: Report | None = None,
     ) -> None:
         """Fetch objects into a store, whereupon the peer deletes its own: as `copy` otherwise.
 
-        The peer is told that all arrived by a clean end of the connection; should anything fail before, including this
-        process, it sees a broken connection and keeps its objects.
+        At every moment at least one of the two has each object whole and sealed.
         """
-        await self._transfer(TransferKind.TAKE, object_ids, store, on_progress)
+        fetch = partial(self.fetch, timeout=timeout, compression=compression, on_progress=on_progress)
+        check_results(await fetch(TransferKind.TAKE, object_ids, store), self)
 
-    async def sync(self, peer_requests: Sequence[PeerRequest], *, timeout: float | None = None) -> tuple[int, ...]:
-        """Have the server fetch objects from other peers into its own store, and wait until all of it is done.
+    async def put(
+        self,
+        objects: Sequence[NewObject],
+        *,
+        timeout: float | None = None,
+        compression: str | None = None,
+        on_progress: Report | None = None,
+    ) -> list[Result]:
+        """Put objects from this process's memory into the peer's store, each with an outcome of its own.
+
+        Args:
+            objects: what to put, all of different ids; nothing of it may change meanwhile.
+            timeout: for all of it, in seconds; see `fetch`.
+            compression: see `fetch`.
+            on_progress: called with (objects, bytes) that have left since the last call.
+
+        Raises:
+            PeerError: the peer speaks version 1 alone.
+        """
+        upload = Upload(
+            self._lanes,
+            objects,
+            persistence=Persistence(self._timeouts.retry, timeout),
+            encoding=encoding_of(compression),
+            limits=self._limits,
+            report=on_progress or _NOTHING,
+        )
+        return await upload.run()
+
+    async def stat(self, object_ids: Sequence[ObjectID]) -> list[ObjectInfo]:
+        """Describe objects of the peer's store; those that are not there are left out.
+
+        Raises:
+            PeerError: the peer cannot be reached, broke off, or speaks version 1 alone.
+            RemoteProtocolError: it broke the protocol.
+        """
+        found: list[ObjectInfo] = []
+        for first in range(0, len(object_ids), self._limits.max_objects):
+            found += await self._list(Stat(tuple(object_ids[first : first + self._limits.max_objects])))
+        return found
+
+    async def list_objects(self) -> list[ObjectInfo]:
+        """Describe every object of the peer's store. Raises what `stat` does."""
+        return await self._list(ListObjects())
+
+    async def sync_each(
+        self,
+        peer_requests: Sequence[PeerRequest],
+        *,
+        timeout: float | None = None,
+        detach: bool = False,
+        max_bytes: int = 0,
+        compression: str | None = None,
+        on_progress: SyncProgress | None = None,
+    ) -> tuple[tuple[Result, ...], ...]:
+        """Have the server fetch objects from other peers into its own store, each with an outcome of its own.
 
         Args:
             peer_requests: what to fetch from whom; no object twice.
-            timeout: how long to wait for the answer, in seconds; None for as long as the connection stands. Fetching
-                goes on when we stop waiting.
+            timeout: for all of it, in seconds; None for as long as anything moves.
+            detach: what happens when we leave before the end: the server goes on, rather than stopping.
+            max_bytes: bytes of large objects under way at once; 0 leaves it to the server.
+            compression: see `fetch`; between the server and the peers.
+            on_progress: called with the (objects, bytes) of each peer request so far, at least every second.
+
+        Returns:
+            For each peer request, what became of each of its objects; with a server of version 1, all the same.
+
+        Raises:
+            PeerError: the server cannot be reached, broke off, or refused.
+            RemoteProtocolError: it broke the protocol.
+        """
+        call = SyncCall(peer_requests, timeout, detach, max_bytes, encoding_of(compression), on_progress)
+        try:
+            if self._version == 1:
+                raise OldPeerError("version 1 was asked for")
+            return await call.run(self._lanes, Persistence(self._timeouts.retry, timeout))
+        except OldPeerError:
+            statuses = await self._version1.sync(peer_requests, timeout=timeout)
+            errors = [TransferError(describe_status(status), status) for status in statuses]
+            return tuple(
+                tuple(_result(object_id, error) for object_id in request.object_ids)
+                for request, error in zip(peer_requests, errors, strict=True)
+            )
+
+    async def sync(self, peer_requests: Sequence[PeerRequest], *, timeout: float | None = None) -> tuple[int, ...]:
+        """Do what `sync_each` does, with one status byte of version 1 for each peer request.
 
         Returns:
             A status byte for each peer request, in order: see `plasmastream.wire.stream.Status`.
+        """
+        if self._version == 1:
+            return await self._version1.sync(peer_requests, timeout=timeout)
+        return tuple(map(status_of, await self.sync_each(peer_requests, timeout=timeout)))
+
+    async def connect(self) -> None:
+        """Make sure that the peer can be reached.
 
         Raises:
-            PeerError: the server cannot be reached, broke off (it does when it finds the request invalid), or did not
-                answer in time.
-            RemoteProtocolError: it broke the protocol.
+            PeerError: it cannot.
         """
-        async with self._lock, self._linked() as link:
-            link.connection.request_sync(peer_requests)
-            await link.transport.send(link.connection.data_to_send(), timeout=self._timeouts.progress)
-            patience = math.inf if timeout is None else timeout
-            while True:
-                event = link.connection.next_event()
-                if isinstance(event, SyncAnswered):
-                    return event.statuses
-                assert event is NEED_DATA
-                try:
-                    with link.connection.get_buffer() as buffer:
-                        nbytes = await link.transport.receive_into(buffer, timeout=patience)
-                except PeerStalledError:
-                    raise
-                except PeerError as error:
-                    raise PeerError(f"{error}; {_PERHAPS_INVALID}") from error
-                if not nbytes:
-                    raise PeerError(f"{link.transport.peer} ended the connection without an answer; {_PERHAPS_INVALID}")
-                link.connection.advance(nbytes)
+        try:
+            if self._version != 1:
+                async with self._lanes.channel(Lane.SMALL):
+                    return
+        except OldPeerError:
+            pass
+        await self._version1.connect()
 
     async def aclose(self) -> None:
-        """Close the connection. May be called again; the client may go on to be used."""
-        self._disconnect()
-        await anyio.lowlevel.checkpoint()
+        """Close the connections. May be called again; the client may go on to be used."""
+        self._lanes.close_idle()
+        await self._version1.aclose()
 
-    async def _transfer(
-        self, kind: TransferKind, object_ids: Sequence[ObjectID], store: ObjectStore, on_progress: Progress | None
-    ) -> None:
-        for first in range(0, len(object_ids), self._limits.max_objects):
-            async with self._lock, self._linked() as link:
-                wanted = object_ids[first : first + self._limits.max_objects]
-                link.connection.request_transfer(kind, wanted)
-                if kind is TransferKind.TAKE:
-                    link.transport.break_on_death(True)
-                await link.transport.send(link.connection.data_to_send(), timeout=self._timeouts.progress)
-                await Receiver(
-                    link.connection,
-                    link.transport,
-                    store,
-                    what=f"object {wanted[0]}" if len(wanted) == 1 else f"{len(wanted):,} objects",
-                    progress_timeout=self._timeouts.progress,
-                    store_timeout=self._timeouts.store,
-                    on_progress=on_progress,
-                ).run()
-                link.transport.break_on_death(False)
-                self._disconnect()  # version 1 has no other word for "all is here"
+    def close_idle(self) -> None:
+        """Close connections that no request is using."""
+        self._lanes.close_idle()
 
-    @asynccontextmanager
-    async def _linked(self) -> AsyncIterator[_Link]:
-        """A connection between requests; it is broken off when the block fails."""
-        if self._link is not None and not self._link.transport.is_quiet():
-            self._disconnect()  # the server has closed it, being idle for long
-        if self._link is None:
-            transport = await self._connect(self.host, self.port, timeout=self._timeouts.connect)
-            self._link = _Link(transport, ClientConnection(self._limits))
-        link = self._link
+    async def _fetch_by_version_1(
+        self, kind: TransferKind, object_ids: Sequence[ObjectID], store: ObjectStore, on_progress: Report | None
+    ) -> list[Result]:
+        fetch = self._version1.take if kind is TransferKind.TAKE else self._version1.copy
         try:
-            yield link
-        except TransferError:  # a refusal: nothing is under way
-            link.transport.break_on_death(False)
-            self._disconnect()
-            raise
-        except BaseException:
-            link.transport.abort()
-            self._link = None
-            raise
+            await fetch(object_ids, store, on_progress=on_progress)
+        except (PeerError, RemoteProtocolError, StoreError) as error:
+            return [_result(object_id, error) for object_id in object_ids]
+        return [Result(object_id, Outcome.DONE) for object_id in object_ids]
 
-    def _disconnect(self) -> None:
-        if self._link is not None:
-            self._link.transport.close()
-            self._link = None
+    async def _list(self, request: Stat | ListObjects) -> list[ObjectInfo]:
+        found: list[ObjectInfo] = []
+        async with self._lanes.channel(Lane.SMALL) as channel:
+            await channel.send(request)
+            while (event := await channel.answer()) is not None:
+                if isinstance(event, Listed):
+                    found += _infos(event)
+                elif not isinstance(event, Progress):
+                    raise RemoteProtocolError(f"{channel.peer} answered with a {type(event).__name__}")
+        return found
 
     def __str__(self) -> str:
         return format_address((self.host, self.port))
@@ -209,17 +334,38 @@ async def open_peer(
     *,
     timeouts: PeerTimeouts | None = None,
     limits: Limits | None = None,
+    version: int | None = None,
 ) -> AsyncIterator[PeerClient]:
     """A client of a plasmastream server, connected, and closed when the block is left.
 
     Raises:
         PeerError: the server cannot be reached.
     """
-    client = PeerClient(host, port, timeouts=timeouts, limits=limits)
-    async with client._linked():
-        pass
+    client = PeerClient(host, port, timeouts=timeouts, limits=limits, version=version)
     try:
+        await client.connect()
         yield client
     finally:
         await client.aclose()
 
+
+def _result(object_id: ObjectID, error: PeerError | RemoteProtocolError | StoreError) -> Result:
+    outcome = outcome_of(error)
+    return Result(object_id, outcome, "" if outcome.is_success else str(error))
+
+
+def _infos(listed: Listed) -> list[ObjectInfo]:
+    if not len(listed.object_ids) == len(listed.objects) == len(listed.digests):
+        raise RemoteProtocolError("a LISTED has lists of different lengths")
+    return [
+        ObjectInfo(
+            object_id=object_id,
+            data_size=described.data_size,
+            metadata_size=described.metadata_size,
+            ref_count=described.ref_count,
+            create_time=described.create_time,
+            construct_duration=described.construct_duration,
+            digest=b"" if described.construct_duration < 0 else digest,
+        )
+        for object_id, described, digest in zip(listed.object_ids, listed.objects, listed.digests, strict=True)
+    ]

@@ -3,8 +3,9 @@
 import logging
 import resource
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+import attrs
 import trio
 
 from plasmastream._errors import (
@@ -16,14 +17,22 @@ from plasmastream._errors import (
     TransferError,
 )
 from plasmastream._object_id import ObjectID
-from plasmastream.peer._client import PeerClient, PeerTimeouts
-from plasmastream.peer._transport import Connect, connect
+from plasmastream.peer._budget import Budget
+from plasmastream.peer._client import PeerClient
+from plasmastream.peer._fetch import Report
+from plasmastream.peer._results import Result
+from plasmastream.peer._timeouts import PeerTimeouts
+from plasmastream.peer._transport import Connect
+from plasmastream.peer._version1 import Version1Client
 from plasmastream.store._object_store import ObjectStore
 from plasmastream.wire.stream import PeerRequest, Status, TransferKind
+from plasmastream.wire.stream.v2 import Encoding, Fetch, Hello, Limits
 
 _log = logging.getLogger(__name__)
 
 _MAX_FETCHES = 256
+_MAX_PEERS = 64
+_IDLE = 60.0
 
 
 class Claims:
@@ -33,34 +42,66 @@ class Claims:
     """
 
     def __init__(self) -> None:
-        self._claimed: set[ObjectID] = set()
+        self._claimed: dict[ObjectID, trio.Event] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is claimed."""
+        return not self._claimed
 
     def overlap(self, object_ids: Iterable[ObjectID]) -> bool:
         """Whether any of these objects is claimed."""
-        return not self._claimed.isdisjoint(object_ids)
+        return any(object_id in self._claimed for object_id in object_ids)
+
+    def unclaimed(self, object_ids: Iterable[ObjectID]) -> list[ObjectID]:
+        """Those of these objects that are not claimed."""
+        return [object_id for object_id in object_ids if object_id not in self._claimed]
+
+    async def wait(self, object_ids: Iterable[ObjectID]) -> None:
+        """Wait until one of the claims to these objects has been given back."""
+        for object_id in object_ids:
+            if object_id in self._claimed:
+                await self._claimed[object_id].wait()
+                return
 
     @contextmanager
     def claim(self, object_ids: Sequence[ObjectID]) -> Iterator[None]:
         """Claim objects of which none is claimed, for the time of a `with` block."""
-        self._claimed.update(object_ids)
+        over = trio.Event()
+        self._claimed.update(dict.fromkeys(object_ids, over))
         try:
             yield
         finally:
-            self._claimed.difference_update(object_ids)
+            for object_id in object_ids:
+                del self._claimed[object_id]
+            over.set()
 
 
 class Dispatcher:
-    """Carries out the peer requests of SYNCs into one store."""
+    """Carries out the peer requests of SYNCs into one store.
 
-    def __init__(self, store: ObjectStore, timeouts: PeerTimeouts, connect: Connect = connect) -> None:
+    Args:
+        store: where the objects go.
+        timeouts: how patient to be with peers.
+        hello: what this server says of itself.
+        limits: what is asked for and accepted, in version 2.
+        connect: makes connections to peers.
+    """
+
+    def __init__(
+        self, store: ObjectStore, timeouts: PeerTimeouts, hello: Hello, limits: Limits, connect: Connect
+    ) -> None:
         self._store = store
         self._timeouts = timeouts
+        self._hello = hello
+        self._limits = limits
         self._connect = connect
         self._receiving = Claims()
         self._fetches = trio.CapacityLimiter(_max_fetches())
+        self._peers: dict[tuple[str, int], _Peer] = {}
 
     async def sync(self, peer_requests: Sequence[PeerRequest]) -> list[int]:
-        """Carry out all peer requests at once, as far as descriptors allow.
+        """Carry out all peer requests of version 1 at once, as far as descriptors allow.
 
         Returns:
             When the last one is done: a status byte for each, in order. Nothing that goes wrong with one raises, or
@@ -70,7 +111,7 @@ class Dispatcher:
 
         async def carry_out(index: int, request: PeerRequest) -> None:
             try:
-                statuses[index] = await self._fetch(request)
+                statuses[index] = await self._fetch_by_version_1(request)
             except Exception:  # which is what the status is for
                 _log.exception("a peer request ended by an error that nobody expected; please report it")
 
@@ -79,11 +120,111 @@ class Dispatcher:
                 nursery.start_soon(carry_out, index, request)
         return statuses
 
-    async def _fetch(self, request: PeerRequest) -> int:
+    async def fetch(
+        self, request: Fetch, *, timeout: float | None, encoding: int, budget: Budget, report: Report
+    ) -> list[Result]:
+        """Carry out a peer request of version 2. What another one is fetching is waited for, not fetched twice.
+
+        Args:
+            request: what to fetch from whom.
+            timeout: for all of it, in seconds; None as long as anything moves.
+            encoding: what payloads may be encoded with.
+            budget: bytes under way at once.
+            report: told what arrives.
+
+        Returns:
+            What became of each object, in order.
+
+        Raises:
+            PlasmastreamError: none of them could be asked for.
+        """
+        results: dict[ObjectID, Result] = {}
+        deadline = trio.current_time() + timeout if timeout is not None else None
+        while left := [object_id for object_id in request.object_ids if object_id not in results]:
+            if not (ours := self._receiving.unclaimed(left)):
+                with trio.move_on_after(float("inf") if deadline is None else deadline - trio.current_time()) as scope:
+                    await self._receiving.wait(left)
+                if not scope.cancelled_caught:
+                    continue
+                ours = left  # the time is over; what became of them says so
+            with self._receiving.claim(ours) if not self._receiving.overlap(ours) else nullcontext():
+                async with self._fetches:
+                    patience = None if deadline is None else max(0.0, deadline - trio.current_time())
+                    fetched = await self._fetch(request, ours, patience, encoding, budget, report)
+            results |= {result.object_id: result for result in fetched}
+        return [results[object_id] for object_id in request.object_ids]
+
+    async def _fetch(
+        self,
+        request: Fetch,
+        object_ids: Sequence[ObjectID],
+        timeout: float | None,
+        encoding: int,
+        budget: Budget,
+        report: Report,
+    ) -> list[Result]:
+        kind = TransferKind.TAKE if request.take else TransferKind.COPY
+        compression = {Encoding.ZSTD: "zstd", Encoding.LZ4: "lz4"}.get(Encoding(encoding)) if encoding < 3 else None
+        with self._peer(request.host, request.port) as client:
+            results = await client.fetch(
+                kind,
+                object_ids,
+                self._store,
+                timeout=timeout,
+                compression=compression if compression in self._hello.features else None,
+                budget=budget,
+                on_progress=report,
+            )
+        failed = [result for result in results if not result.is_success]
+        if failed:
+            _log.warning("%s of %d of %d objects from %s: %s", kind.name, len(failed), len(results), client, failed[0])
+        return results
+
+    @contextmanager
+    def _peer(self, host: str, port: int) -> Iterator[PeerClient]:
+        """A client of a peer, whose connections are kept for the next request."""
+        peer = self._peers.get((host, port))
+        if peer is None:
+            client = PeerClient(
+                host, port, timeouts=self._timeouts, limits=self._limits, connect=self._connect, hello=self._hello
+            )
+            peer = self._peers[host, port] = _Peer(client)
+        peer.users += 1
+        try:
+            yield peer.client
+        finally:
+            peer.users -= 1
+            peer.used_at = trio.current_time()
+            self._forget_peers(0.0 if len(self._peers) > _MAX_PEERS else _IDLE)
+
+    def _forget_peers(self, idle: float) -> None:
+        """Close connections to peers that nobody has used for so many seconds."""
+        before = trio.current_time() - idle
+        for address, peer in tuple(self._peers.items()):
+            if not peer.users and peer.used_at <= before:
+                peer.client.close_idle()
+                del self._peers[address]
+
+    async def run(self) -> None:
+        """Close connections to peers when they have not been used for a while, and all of them in the end."""
+        try:
+            while True:
+                await trio.sleep(_IDLE / 2)
+                self._forget_peers(_IDLE)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close all connections to peers that no request is using."""
+        self._forget_peers(0.0)
+
+    async def _fetch_by_version_1(self, request: PeerRequest) -> int:
         if self._receiving.overlap(request.object_ids):
             return Status.ALREADY_RECEIVING
         with self._receiving.claim(request.object_ids):
-            client = PeerClient(str(request.address), request.port, timeouts=self._timeouts, connect=self._connect)
+            client = Version1Client(
+                str(request.address), request.port, timeouts=self._timeouts, connect=self._connect
+            )
             try:
                 if any(await self._store.contains(request.object_ids)):
                     return Status.ALREADY_PRESENT
@@ -96,6 +237,13 @@ class Dispatcher:
                 return _status_of(error)
             finally:
                 await client.aclose()
+
+
+@attrs.define(eq=False)
+class _Peer:
+    client: PeerClient
+    users: int = 0
+    used_at: float = 0.0
 
 
 def _max_fetches() -> int:

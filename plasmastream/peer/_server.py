@@ -7,19 +7,24 @@ import ipaddress
 import logging
 import math
 import socket
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
-import attrs
 import trio
 
 from plasmastream._errors import PeerError, ProtocolError, RemoteProtocolError, StoreError
 from plasmastream._listening import accept_connections
 from plasmastream._object_id import ObjectID
-from plasmastream.peer._client import PeerTimeouts
+from plasmastream.peer._admission import Admission
+from plasmastream.peer._client import make_hello
 from plasmastream.peer._dispatcher import Claims, Dispatcher
+from plasmastream.peer._holds import Hold, Holds
 from plasmastream.peer._sender import send_objects
+from plasmastream.peer._services import Services
+from plasmastream.peer._serving import Session
+from plasmastream.peer._timeouts import ServerTimeouts
 from plasmastream.peer._transport import (
     DEFAULT_PORT,
     Connect,
@@ -40,28 +45,18 @@ from plasmastream.wire.stream import (
     SyncRequested,
     TransferKind,
     TransferRequested,
+    Version2Offered,
+    v2,
 )
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_MAX_CONNECTIONS = 128
 
+# Requests of one peer: so many at work at once, and so many more that wait for their turn.
+_MOST_AT_WORK, _MOST_WAITING = 16, 64
+
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-@attrs.frozen
-class ServerTimeouts:
-    """How patient a server is, all in seconds."""
-
-    idle: float = 300.0
-    """With a connection on which nothing more is asked."""
-    progress: float = 30.0
-    """With a new connection for its first byte, with a request that has begun for all of it, and with an answer under
-    way for any byte to move."""
-    objects: float = 0.01
-    """For objects that are asked for and not there yet (the first implementation's `--plasma-timeout`)."""
-    fetching: PeerTimeouts = attrs.Factory(PeerTimeouts)
-    """With the peers that SYNC requests name."""
 
 
 class PeerServer:
@@ -74,8 +69,9 @@ class PeerServer:
         port: the TCP port; 0 lets the system choose one, see `address`.
         max_connections: at this number the listener stops accepting until one ends.
         timeouts: how patient to be.
-        limits: what is accepted.
-        connect: makes a connection to a peer that a SYNC names; by TCP, unless something else is given.
+        limits: what is accepted, in version 1.
+        limits2: the same in version 2.
+        connect: makes connections to the peers that SYNC requests name; by TCP, unless something else is given.
     """
 
     def __init__(
@@ -87,6 +83,7 @@ class PeerServer:
         max_connections: int = DEFAULT_MAX_CONNECTIONS,
         timeouts: ServerTimeouts | None = None,
         limits: Limits | None = None,
+        limits2: v2.Limits | None = None,
         connect: Connect = connect,
     ) -> None:
         self._store = store
@@ -96,7 +93,25 @@ class PeerServer:
         self._timeouts = timeouts or ServerTimeouts()
         self._limits = limits or Limits()
         self._taking = Claims()
-        self._dispatcher = Dispatcher(store, self._timeouts.fetching, connect)
+        limits2 = limits2 or v2.Limits()
+        hello = make_hello(limits2)
+        self._dispatcher = Dispatcher(store, self._timeouts.fetching, hello, limits2, connect)
+        self._services = Services(
+            store,
+            Holds(store.capacity, self._timeouts.token),
+            Admission(_MOST_AT_WORK, _MOST_WAITING, self._timeouts.waiting),
+            Admission(_MOST_AT_WORK, _MOST_WAITING, self._timeouts.waiting),
+            self._dispatcher,
+            hello,
+            limits2,
+            self._timeouts.patience,
+            self._timeouts.objects,
+            self._timeouts.fetching.store,
+            self._may_stop,
+            self._taking,
+        )
+        self._connections: Counter[str] = Counter()
+        self._background: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._accepting = trio.CancelScope()
         self._idle: set[trio.CancelScope] = set()
@@ -112,19 +127,24 @@ class PeerServer:
         with listener:
             self.address = listener.getsockname()[:2]
             with self._scope:
-                async with trio.open_nursery() as nursery:
-                    task_status.started()
-                    with self._accepting:
-                        owner = f"the peer server at {format_address(self.address)}"
-                        await accept_connections(
-                            listener, self._serve_socket, nursery, self._max_connections, owner
-                        )
-                    listener.close()
+                async with trio.open_nursery() as background:
+                    self._background = background
+                    background.start_soon(self._dispatcher.run)
+                    async with trio.open_nursery() as nursery:
+                        task_status.started()
+                        with self._accepting:
+                            owner = f"the peer server at {format_address(self.address)}"
+                            await accept_connections(
+                                listener, self._serve_socket, nursery, self._max_connections, owner
+                            )
+                        listener.close()
+                    background.cancel_scope.cancel()
 
     def shut_down(self, grace: float) -> None:
         """Stop accepting; let transfers under way end within `grace` seconds; then `serve` returns."""
         self._scope.deadline = trio.current_time() + grace
         self._accepting.cancel()
+        self._services.holds.close()
         for scope in self._idle:
             scope.cancel()
 
@@ -139,22 +159,46 @@ class PeerServer:
         finally:
             self._idle.discard(scope)
 
+    def _is_being_taken(self, object_ids: Sequence[ObjectID]) -> bool:
+        """Whether a TAKE of any of these objects is running, by either version."""
+        return self._taking.overlap(object_ids) or any(map(self._services.holds.is_claimed, object_ids))
+
     async def _serve_socket(self, sock: socket.socket) -> None:
         await self.serve_connection(TcpTransport(sock))
 
     async def serve_connection(self, transport: Transport) -> None:
         """Serve one connection to its end, and close it; also one that did not come through the listener.
 
-        What goes wrong with it is logged, not raised.
+        What goes wrong with it is logged, not raised. Where the server does not `serve`, this returns only when what a
+        client of version 2 has open has been let go as well: `ServerTimeouts.token` seconds after it was last heard of.
         """
+        used: set[Hold] = set()
+        peer = transport.peer.rpartition(":")[0] or transport.peer
+        self._connections[peer] += 1
         try:
-            await _Session(self, transport).run()
+            await self._serve(transport, peer, used)
         except ProtocolError as error:
             _log.warning("%s: request refused, connection closed: %s", transport.peer, error)
         except PeerError as error:
             _log.info("%s", error)
         finally:
             transport.abort()  # without effect where it was closed in order
+            self._connections[peer] -= 1
+            if not self._connections[peer]:
+                del self._connections[peer]
+            if self._background is not None:
+                self._background.start_soon(self._services.holds.leave, used)
+            else:
+                await self._services.holds.leave(used)
+
+    async def _serve(self, transport: Transport, peer: str, used: set[Hold]) -> None:
+        first = _Session(self, transport)
+        head_start = await first.run()
+        if head_start is None:
+            return
+        most = max(1, self._max_connections * 3 // 4)
+        refusal = f"{peer} has {most} connections already" if self._connections[peer] > most else ""
+        await Session(self._services, transport, head_start, peer, used).run(refusal)
 
 
 class _Session:
@@ -167,9 +211,15 @@ class _Session:
         self._timeouts = server._timeouts
         self._has_asked = False
 
-    async def run(self) -> None:
-        """Serve until the client is done, or given up."""
+    async def run(self) -> bytes | None:
+        """Serve until the client is done, or given up, or turns out to speak version 2.
+
+        Returns:
+            In the last case, what came with the offer.
+        """
         event = await self._next_request()
+        if isinstance(event, Version2Offered):
+            return self._connection.take_rest()
         while event is not None and not isinstance(event, ConnectionClosed):
             match event:
                 case TransferRequested(kind=TransferKind.COPY):
@@ -180,6 +230,7 @@ class _Session:
                     await self._sync(event)
                     event = await self._next_request()
         self._transport.close()
+        return None
 
     async def _next_request(self) -> Event | None:
         """The next request, or the clean end; None where the connection stays idle, or the server shuts down."""
@@ -211,7 +262,7 @@ class _Session:
 
     async def _copy(self, request: TransferRequested) -> Event | None:
         """Answer a COPY, and return what comes next."""
-        if self._server._taking.overlap(request.object_ids):
+        if self._server._is_being_taken(request.object_ids):
             await self._refuse(Status.SCHEDULED_FOR_DELETION)
         else:
             leases = await self._hold(request.object_ids)
@@ -230,7 +281,7 @@ class _Session:
         the connection ahead, says so without having read. A shutdown waits for what comes.
         """
         taking = self._server._taking
-        if taking.overlap(request.object_ids):
+        if self._server._is_being_taken(request.object_ids):
             await self._refuse(Status.SCHEDULED_FOR_DELETION)
         else:
             with taking.claim(request.object_ids):

@@ -32,6 +32,10 @@ class PeerStalledError(PeerError):
     """The peer made no progress for as long as it was given."""
 
 
+class UnreachableError(PeerError):
+    """Nobody answers at the peer's address."""
+
+
 class Transport(Protocol):
     """What sender and receiver need of a connection. Errors are PeerError; a stall is PeerStalledError."""
 
@@ -47,8 +51,8 @@ class Transport(Protocol):
         """
         ...
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float) -> None:
-        """Send all pieces in order; `timeout` bounds each wait in which nothing moves.
+    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
+        """Send all pieces in order; in each `timeout` seconds of waiting, `at_least` bytes must have moved.
 
         After a cancel nobody knows what was sent: the connection is of no use any more.
         """
@@ -109,12 +113,13 @@ class TcpTransport:
             try:
                 return self._socket.recv_into(buffer)
             except BlockingIOError:
-                await self._wait(anyio.wait_readable, timeout, "sent nothing")
+                await self._wait(anyio.wait_readable, timeout, f"sent nothing for {timeout:g} s")
             except OSError as error:
                 raise self._broken(error) from error
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float) -> None:
+    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
         """See `Transport.send`."""
+        moved, since = at_least, 0.0
         for piece in _joined(pieces):
             with memoryview(piece) as whole, whole.cast("B") as octets:
                 sent = 0
@@ -122,11 +127,18 @@ class TcpTransport:
                     await self._breathe()
                     try:
                         with octets[sent : sent + _SEND_STEP] as step:
-                            sent += self._socket.send(step)
+                            nbytes = self._socket.send(step)
                     except BlockingIOError:
-                        await self._wait(anyio.wait_writable, timeout, "took nothing")
+                        if moved >= at_least:
+                            moved, since = 0, anyio.current_time()
+                        left = timeout - (anyio.current_time() - since)
+                        what = "took nothing" if not moved else f"took {moved} bytes only"
+                        await self._wait(anyio.wait_writable, left, f"{what} for {timeout:g} s")
                     except OSError as error:
                         raise self._broken(error) from error
+                    else:
+                        sent += nbytes
+                        moved += nbytes
 
     def is_quiet(self) -> bool:
         """See `Transport.is_quiet`."""
@@ -172,7 +184,7 @@ class TcpTransport:
             except anyio.ClosedResourceError:
                 raise PeerError(f"the connection to {self.peer} was closed") from None
         if scope.cancelled_caught:
-            raise PeerStalledError(f"{self.peer} {what} for {timeout:g} s")
+            raise PeerStalledError(f"{self.peer} {what}")
 
     def _broken(self, error: OSError) -> PeerError:
         return PeerError(f"the connection to {self.peer} broke: {error.strerror or error}")
@@ -187,7 +199,7 @@ async def connect(host: str, port: int, *, timeout: float) -> TcpTransport:
         timeout: for all of it, in seconds.
 
     Raises:
-        PeerError: nobody answers there in time.
+        UnreachableError: nobody answers there in time.
     """
     peer = format_address((host, port))
     failure = f"{peer} did not answer within {timeout:g} s"
@@ -196,13 +208,13 @@ async def connect(host: str, port: int, *, timeout: float) -> TcpTransport:
             found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "no host can have this name"
-            raise PeerError(f"{host} is not a host that is known here: {reason}") from error
+            raise UnreachableError(f"{host} is not a host that is known here: {reason}") from error
         for family, kind, protocol, _, address in found:
             try:
                 return await _connect(socket.socket(family, kind, protocol), address)
             except OSError as error:
                 failure = f"no connection to {peer}: {reason_of(error)}"
-    raise PeerError(failure)
+    raise UnreachableError(failure)
 
 
 async def _connect(sock: socket.socket, address: tuple[str | int, ...]) -> TcpTransport:

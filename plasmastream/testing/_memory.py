@@ -116,8 +116,8 @@ class MemoryTransport:
             return 0
         raise PeerStalledError(f"{self.peer} sent nothing for {timeout:g} s")
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float) -> None:
-        """Send all pieces in order; `timeout`, in seconds, bounds each wait in which nothing moves.
+    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
+        """Send all pieces in order; in each `timeout` seconds, `at_least` bytes must have moved.
 
         After a cancel nobody knows what was sent: the connection is of no use any more.
 
@@ -129,12 +129,15 @@ class MemoryTransport:
         with trio.move_on_after(max(0.0, timeout)) as scope:
             if stalls:
                 await trio.sleep_forever()
+            moved = 0
             for piece in pieces:
                 with memoryview(piece) as whole, whole.cast("B") as octets:
                     sent = 0
                     while sent < len(octets):
-                        sent += await self._send_some(octets[sent:])
-                        scope.deadline = trio.current_time() + timeout
+                        nbytes = await self._send_some(octets[sent:])
+                        sent, moved = sent + nbytes, moved + nbytes
+                        if moved >= at_least:
+                            moved, scope.deadline = 0, trio.current_time() + timeout
             return
         raise PeerStalledError(f"{self.peer} took nothing for {timeout:g} s")
 

@@ -114,7 +114,7 @@ class ScriptedTransport:
         self.data = self.data[nbytes:]
         return nbytes
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float) -> None:
+    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
         """See `Transport`; nothing is sent in these tests."""
         raise NotImplementedError
 

@@ -11,7 +11,8 @@ from typing import Protocol
 import trio
 
 from plasmastream import ObjectID, StoreError
-from plasmastream.peer import PeerClient, PeerServer, Transport
+from plasmastream.peer import PeerServer, Transport
+from plasmastream.peer._version1 import Version1Client
 from plasmastream.store import EmbeddedStore, Lease, NewObject, ObjectStore, UnsealedObject
 from plasmastream.store._object_store import Buffer
 from plasmastream.wire.plasma import ErrorCode, ObjectInfo
@@ -78,7 +79,7 @@ class Programs(Protocol):
         """A server beside the program's store."""
         ...
 
-    def client(self, program: "Program", host: str, port: int) -> PeerClient:
+    def client(self, program: "Program", host: str, port: int) -> Version1Client:
         """A client of the server at an address."""
         ...
 
@@ -96,7 +97,7 @@ class Program:
         self.transports: set[Tap] = set()
         self.death = trio.Event()
         self.server = machine.programs.server(self)
-        self._clients: dict[str, PeerClient] = {}
+        self._clients: dict[str, Version1Client] = {}
 
     async def connect(self, host: str, port: int, *, timeout: float) -> Transport:
         """See `plasmastream.peer.Connect`."""
@@ -106,7 +107,7 @@ class Program:
         """Serve a new connection."""
         self.nursery.start_soon(self.server.serve_connection, transport)
 
-    def client_of(self, host: str, *, shared: bool) -> PeerClient:
+    def client_of(self, host: str, *, shared: bool) -> Version1Client:
         """A client of another machine: a new one, or the one that all share."""
         if not shared:
             return self.machine.programs.client(self, host, PORT)

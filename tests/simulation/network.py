@@ -141,10 +141,10 @@ class Tap:
         self._network.trace.note(f"{self.name} has read {nbytes}")
         return nbytes
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float) -> None:
+    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
         """See `Transport`."""
         self._network.happens(f"{self.name} sends {sum(len(piece) for piece in pieces)}")
-        await self._transport.send(pieces, timeout=timeout)
+        await self._transport.send(pieces, timeout=timeout, at_least=at_least)
 
     def hold(self, seconds: float) -> None:
         """See `MemoryTransport.hold`."""

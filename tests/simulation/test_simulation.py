@@ -3,14 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
+import trio
 
 from plasmastream import ObjectID
-from plasmastream.peer import PeerClient, PeerTimeouts, TransferKind
+from plasmastream.peer import PeerTimeouts, TransferKind
 from plasmastream.peer._dispatcher import Claims
+from plasmastream.peer._version1 import Version1Client
 from plasmastream.store import EmbeddedStore, Lease
 from plasmastream.testing import MemoryTransport
 from tests.peer.helpers import contents, fill
@@ -110,10 +112,11 @@ def test_objects_that_are_lost_are_found(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_claims_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def claim(self: Claims, object_ids: list[bytes]) -> Iterator[None]:
-        self._claimed.update(object_ids)  # type: ignore[arg-type]
-        yield
-        self._claimed.difference_update(object_ids)
+    def claim(self: Claims, object_ids: Sequence[ObjectID]) -> Iterator[None]:
+        self._claimed.update(dict.fromkeys(object_ids, trio.Event()))
+        yield  # and back only where nothing goes wrong
+        for object_id in object_ids:
+            del self._claimed[object_id]
 
     monkeypatch.setattr(Claims, "claim", claim)
     first_failure(range(100), match="claims")
@@ -132,7 +135,7 @@ def test_leases_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_connections_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PeerClient, "_disconnect", lambda self: setattr(self, "_link", None))
+    monkeypatch.setattr(Version1Client, "_disconnect", lambda self: setattr(self, "_link", None))
     first_failure(range(20), match="the connection #")
 
 
@@ -166,8 +169,8 @@ def test_worlds_that_stand_still_are_found() -> None:
 
 
 def test_operations_that_do_not_end_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def client(self: Version1, program: Program, host: str, port: int) -> PeerClient:
-        return PeerClient(host, port, timeouts=PeerTimeouts(progress=1e6), connect=program.connect)
+    def client(self: Version1, program: Program, host: str, port: int) -> Version1Client:
+        return Version1Client(host, port, timeouts=PeerTimeouts(progress=1e6), connect=program.connect)
 
     monkeypatch.setattr(Version1, "client", client)
     first_failure(range(300), match="did not end within")

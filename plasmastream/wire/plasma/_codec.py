@@ -4,8 +4,8 @@ import struct
 from typing import Final, TypeVar
 
 from plasmastream._errors import LocalProtocolError, RemoteProtocolError
+from plasmastream.wire._flat import Body, Pieces, Table
 from plasmastream.wire.plasma import _messages as m
-from plasmastream.wire.plasma._flat import Body, Pieces, Table
 from plasmastream.wire.plasma._frames import pack_header
 
 M = TypeVar("M", bound=m.Message)

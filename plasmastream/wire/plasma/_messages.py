@@ -10,8 +10,7 @@ from typing import Annotated, ClassVar, Final, TypeAlias
 import attrs
 
 from plasmastream._object_id import OBJECT_ID_SIZE, ObjectID
-from plasmastream.wire.plasma._digest import DIGEST_SIZE
-from plasmastream.wire.plasma._flat import (
+from plasmastream.wire._flat import (
     Boxed,
     Choice,
     Fixed,
@@ -25,6 +24,7 @@ from plasmastream.wire.plasma._flat import (
     Vector,
     View,
 )
+from plasmastream.wire.plasma._digest import DIGEST_SIZE
 
 
 class MessageType(IntEnum):

@@ -21,13 +21,6 @@ SERVER_SCRATCH_SIZE: Final = 64 * 1024
 """Bytes of a server's scratch: requests are short, and long lists of ids are taken out of it piece by piece.
 """
 
-DIRECT_SIZE: Final = 64 * 1024
-"""A payload of which at least so many bytes are still to come is read straight into its destination.
-
-Below that a copy out of the scratch is cheaper than a system call of its own (style.md; dask's `get_buffer`
-and pyzmq's `COPY_THRESHOLD` draw the same line).
-"""
-
 
 def _between(low: int, high: int) -> Callable[[Any, "attrs.Attribute[int]", int], Any]:
     return attrs.validators.and_(attrs.validators.ge(low), attrs.validators.le(high))

@@ -7,6 +7,21 @@ import attrs
 from hypothesis import strategies as st
 
 from plasmastream import ObjectID
+from plasmastream.wire._flat import (
+    Boxed,
+    Choice,
+    Fixed,
+    Flag,
+    Kind,
+    Moment,
+    Octets,
+    Record,
+    Scalar,
+    Table,
+    Text,
+    Vector,
+    View,
+)
 from plasmastream.wire.plasma import (
     EMPTY_SPEC,
     MISSING_SPEC,
@@ -58,21 +73,6 @@ from plasmastream.wire.plasma import (
     UnsubscribeRequest,
 )
 from plasmastream.wire.plasma._codec import TABLES
-from plasmastream.wire.plasma._flat import (
-    Boxed,
-    Choice,
-    Fixed,
-    Flag,
-    Kind,
-    Moment,
-    Octets,
-    Record,
-    Scalar,
-    Table,
-    Text,
-    Vector,
-    View,
-)
 
 
 def letter(text: str) -> ObjectID:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plasmastream import LocalProtocolError, ObjectID, RemoteProtocolError
+from plasmastream.wire import _flat as flat
 from plasmastream.wire.plasma import (
     EMPTY_SPEC,
     ConnectReply,
@@ -49,7 +50,6 @@ from plasmastream.wire.plasma import (
     pack_header,
     unpack_header,
 )
-from plasmastream.wire.plasma import _flat as flat
 from plasmastream.wire.plasma._codec import TABLES
 
 from . import oracle

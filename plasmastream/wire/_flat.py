@@ -187,8 +187,8 @@ class View(Kind):
 class Text(View):
     """A string in UTF-8, of at most `most` bytes where that is given."""
 
-    def __init__(self, most: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, most: int | None = None, default: Any = attrs.NOTHING) -> None:
+        super().__init__(default=default)
         self._most = most
 
     def load(self, body: Body, at: int, inline: int) -> str:

@@ -1,0 +1,84 @@
+"""How much one peer may have under way at a server: some requests work, some wait in order, the rest is refused."""
+
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from plasmastream._errors import PeerError
+
+
+class BusyError(PeerError):
+    """The peer has too much under way here already. `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Admission:
+    """Admits requests, a bounded number of each peer's at once.
+
+    Args:
+        at_work: requests of one peer that may work at once.
+        waiting: how many more may wait.
+        patience: for how long, in seconds.
+    """
+
+    def __init__(self, at_work: int, waiting: int, patience: float) -> None:
+        self._at_work = at_work
+        self._most_waiting = waiting
+        self._patience = patience
+        self._working: Counter[str] = Counter()
+        self._waiting: dict[str, deque[trio.Event]] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody works or waits."""
+        return not self._working and not self._waiting
+
+    @asynccontextmanager
+    async def admit(self, peer: str) -> AsyncIterator[None]:
+        """Work on a request of a peer within the block; wait for the turn first.
+
+        Raises:
+            BusyError: it did not come in time, or too many wait.
+        """
+        if self._working[peer] < self._at_work:
+            self._working[peer] += 1
+        else:
+            await self._wait(peer)
+        try:
+            yield
+        finally:
+            self._leave(peer)
+
+    async def _wait(self, peer: str) -> None:
+        queue = self._waiting.setdefault(peer, deque())
+        turn = trio.Event()
+        if len(queue) < self._most_waiting:
+            queue.append(turn)
+            try:
+                with trio.move_on_after(self._patience):
+                    await turn.wait()
+            except BaseException:
+                if turn.is_set():
+                    self._leave(peer)
+                raise
+            finally:
+                if not turn.is_set():
+                    queue.remove(turn)
+                if not queue:
+                    self._waiting.pop(peer, None)
+        if not turn.is_set():
+            raise BusyError(f"{self._at_work} requests of {peer} are at work, and others wait", 1.0)
+
+    def _leave(self, peer: str) -> None:
+        queue = self._waiting.get(peer)
+        if queue:
+            queue.popleft().set()  # whose place this is from now on
+            return
+        self._working[peer] -= 1
+        if not self._working[peer]:
+            del self._working[peer]

@@ -1,0 +1,182 @@
+"""A connection of version 2 and its transport as one: what is queued goes out, what comes in becomes events."""
+
+import math
+
+import anyio
+import anyio.lowlevel
+
+from plasmastream._errors import PeerError, RemoteProtocolError
+from plasmastream.peer._results import RefusedError
+from plasmastream.peer._transport import PeerStalledError, Transport
+from plasmastream.wire.stream.v2 import (
+    IDLE,
+    NEED_DATA,
+    AnyEvent,
+    ClientConnection,
+    End,
+    Hello,
+    Lateness,
+    Limits,
+    Message,
+    Outcome,
+    Patience,
+    ServerConnection,
+    Signal,
+    describe_outcome,
+)
+
+
+class Channel:
+    """One end of a connection.
+
+    Args:
+        connection: the machine.
+        transport: where its bytes go.
+        patience: how long the other side may take.
+    """
+
+    def __init__(
+        self, connection: ClientConnection | ServerConnection, transport: Transport, patience: Patience
+    ) -> None:
+        self.connection = connection
+        self.transport = transport
+        self.patience = patience
+        self.received = 0
+        """Bytes that have come."""
+
+    @property
+    def peer(self) -> str:
+        """The other side, as HOST:PORT."""
+        return self.transport.peer
+
+    async def send(self, message: Message) -> None:
+        """Send a control message, and whatever is queued."""
+        self.connection.send(message)
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Send what is queued.
+
+        Raises:
+            PeerStalledError: the other side takes too little.
+            PeerError: the connection broke.
+        """
+        pieces = self.connection.data_to_send()
+        patience = self.patience
+        await self.transport.send(pieces, timeout=patience.stall, at_least=int(patience.rate * patience.stall))
+        self.connection.sent(anyio.current_time())
+
+    async def next_event(self) -> AnyEvent:
+        """Wait for the next event. A cancel loses nothing.
+
+        Raises:
+            PeerStalledError: the other side is late, or too slow.
+            PeerError: the connection broke, or ended where it may not.
+            RemoteProtocolError: the other side broke the protocol.
+        """
+        while (event := self.connection.next_event()) is NEED_DATA:
+            await self._read()
+        assert not isinstance(event, Signal), "a chunk waits for its buffer"
+        return event
+
+    async def waiting_event(self) -> AnyEvent | None:
+        """The next event if there is one, without waiting for it."""
+        while (event := self.connection.next_event()) is NEED_DATA:
+            if self.transport.is_quiet():
+                return None
+            await self._read()
+        assert not isinstance(event, Signal), "a chunk waits for its buffer"
+        return event
+
+    async def _read(self) -> None:
+        deadline = self.connection.deadline
+        patience = math.inf if deadline == math.inf else max(0.0, deadline - anyio.current_time())
+        try:
+            with self.connection.get_buffer() as buffer:
+                nbytes = await self.transport.receive_into(buffer, timeout=patience)
+        except PeerStalledError as error:
+            raise self._stalled() from error
+        if nbytes:
+            self.received += nbytes
+            self.connection.advance(nbytes, anyio.current_time())
+            return
+        self.connection.receive_eof()
+        try:
+            self.connection.next_event()
+        except RemoteProtocolError as error:
+            raise PeerError(f"{self.peer}: {error}") from error
+
+    def _stalled(self) -> PeerStalledError:
+        now = anyio.current_time()
+        late = self.connection.late(now) or Lateness.SILENT
+        return PeerStalledError(f"{self.peer} {late.value} for {now - self.connection.last_progress:.3g} s")
+
+    def close(self) -> None:
+        """End the connection in order. May be called again."""
+        self.connection.close()
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Break the connection. May be called again."""
+        self.connection.close()
+        self.transport.abort()
+
+
+class ClientChannel(Channel):
+    """The end that asks."""
+
+    connection: ClientConnection
+
+    @classmethod
+    async def greet(cls, transport: Transport, hello: Hello, limits: Limits, patience: Patience) -> "ClientChannel":
+        """Begin a connection of version 2.
+
+        Raises:
+            NoAnswerError: the other side ended the connection without a word, as version 1 does.
+            RefusedError: it has no place for this connection.
+            PeerError: it does not answer in time, or the connection broke.
+            RemoteProtocolError: it broke the protocol.
+        """
+        connection = ClientConnection(hello, anyio.current_time(), limits=limits, patience=patience)
+        channel = cls(connection, transport, patience)
+        try:
+            connection.greet()
+            await channel.flush()
+            event = await channel.next_event()
+        except PeerError as error:
+            if channel.received or isinstance(error, PeerStalledError):
+                raise
+            raise NoAnswerError(str(error)) from error
+        if isinstance(event, End):
+            raise refusal(channel.peer, event)
+        return channel
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether another request can be made."""
+        return self.connection.state is IDLE and self.transport.is_quiet()
+
+    async def answer(self) -> AnyEvent | None:
+        """The next event of an answer; None where it is done.
+
+        Raises:
+            RefusedError: the request failed as a whole.
+            PeerError, RemoteProtocolError: see `next_event`.
+        """
+        event = await self.next_event()
+        if not isinstance(event, End):
+            return event
+        if event.outcome:
+            raise refusal(self.peer, event)
+        return None
+
+
+class NoAnswerError(PeerError):
+    """A connection ended before the first byte of an answer: the other side may speak version 1 alone."""
+
+
+def refusal(peer: str, end: End) -> RefusedError:
+    """The error that an END stands for."""
+    words = end.reason or describe_outcome(end.outcome)
+    again = f"; try again in {end.retry_after:.3g} s" if end.outcome == Outcome.BUSY else ""
+    return RefusedError(f"{peer}: {words}{again}", end.outcome, end.retry_after)

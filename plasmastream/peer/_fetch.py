@@ -1,0 +1,582 @@
+"""Fetching: objects from a peer into a store, by version 2, tried again until each has its outcome.
+
+Rounds of four steps, each over whatever is left: *open* the objects, which brings the small ones; *check* by checksums
+what is here already; *read* what is missing, over several connections; and, to take rather than copy, *drop* at the
+source what is sealed here. A round in which nothing moved is followed by a wait. What a round has verified stays.
+"""
+
+import math
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+
+import anyio
+import anyio.lowlevel
+import attrs
+from xxhash import xxh3_64_intdigest
+
+from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError, RemoteProtocolError, StoreError
+from plasmastream._object_id import ObjectID
+from plasmastream.peer._budget import Budget
+from plasmastream.peer._channel import ClientChannel
+from plasmastream.peer._incoming import Incoming, Ranges, outcome_of_failed_put, put_small
+from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
+from plasmastream.peer._persistence import Persistence
+from plasmastream.peer._results import RefusedError, Result, outcome_of
+from plasmastream.store._object_store import Lease, NewObject, ObjectStore
+from plasmastream.wire.stream.v2 import (
+    TOKEN_SIZE,
+    ChunkEnded,
+    ChunkStarted,
+    ChunkSummed,
+    Close,
+    Drop,
+    Encoding,
+    Event,
+    Message,
+    ObjectDescribed,
+    Open,
+    Outcome,
+    Outcomes,
+    Progress,
+    Range,
+    Read,
+    RunArrived,
+    RunDamaged,
+)
+
+Report = Callable[[int, int], None]
+"""Called with (objects, bytes) that have arrived since the last call."""
+
+_OPEN_AT_ONCE = 4096
+_ATTEMPTS = 3
+_SHARE = 64 << 20  # bytes of a READ, so that several connections share a large object
+_CLOSE_WITHIN = 5.0
+
+
+@attrs.define(eq=False)
+class _Wanted:
+    """One object, and how far it has come."""
+
+    object_id: ObjectID
+    result: Result | None = None
+    is_open: bool = False
+    """Whether the source holds it for our token."""
+    handle: int = 0
+    incoming: Incoming | None = None
+    """Set while it is on its way, if it is large."""
+    lease: Lease | None = None
+    """Set when it is sealed here."""
+    was_present: bool = False
+    """Whether it was sealed here before we came."""
+    unchecked: Ranges = attrs.Factory(Ranges)
+    """What is here, but may differ from what the source has open."""
+    damaged: Counter[int] = attrs.Factory(Counter)
+    """How often a chunk arrived damaged, by its offset."""
+    obstacle: tuple[int, str] = (Outcome.BROKEN_OFF, "")
+    """What stood in the way last."""
+    lock: anyio.Lock = attrs.Factory(anyio.Lock)
+
+
+class Fetch:
+    """One transfer of some objects from one peer.
+
+    Args:
+        lanes: connections to the peer.
+        store: where the objects go.
+        take: whether the peer is to delete its own.
+        object_ids: which objects, all distinct.
+        persistence: how long to try.
+        encoding: what payloads may be encoded with.
+        store_timeout: how long to wait for room in the store, in seconds.
+        budget: bytes of large objects under way at once.
+        report: told what arrives.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        store: ObjectStore,
+        *,
+        take: bool,
+        object_ids: Sequence[ObjectID],
+        persistence: Persistence,
+        encoding: Encoding,
+        store_timeout: float,
+        budget: Budget,
+        report: Report,
+    ) -> None:
+        self._lanes = lanes
+        self._store = store
+        self._take = take
+        self._wanted = [_Wanted(object_id) for object_id in object_ids]
+        self._persistence = persistence
+        self._encoding = encoding
+        self._store_timeout = store_timeout
+        self._budget = budget
+        self._report = report
+        self._token = os.urandom(TOKEN_SIZE)
+        self._to_close: list[ObjectID] = []
+        self._moved = False
+        self._hindered: set[ObjectID] = set()
+
+    async def run(self) -> list[Result]:
+        """Fetch all that can be fetched.
+
+        Returns:
+            What became of each object, in order.
+
+        Raises:
+            OldPeerError: the peer speaks version 1 alone; nothing has been done.
+            StoreError: our store is gone.
+        """
+        try:
+            with anyio.CancelScope(deadline=self._persistence.deadline) as scope:
+                await self._find_present()
+                while self._unfinished and await self._go_on():
+                    pass
+                await self._close_all()
+            if scope.cancelled_caught:
+                self._give_up(self._unfinished, Outcome.OUT_OF_TIME, "the time allowed for it is over")
+        finally:
+            with anyio.CancelScope(shield=True):
+                for wanted in self._wanted:
+                    if wanted.incoming is not None:
+                        await wanted.incoming.abort()
+                    if wanted.lease is not None:
+                        wanted.lease.release()
+        return [wanted.result for wanted in self._wanted if wanted.result is not None]
+
+    @property
+    def _unfinished(self) -> list[_Wanted]:
+        return [wanted for wanted in self._wanted if wanted.result is None]
+
+    async def _find_present(self) -> None:
+        ids = [wanted.object_id for wanted in self._wanted]
+        present = await self._store.contains(ids)
+        there = [wanted for wanted, is_there in zip(self._wanted, present, strict=True) if is_there]
+        if not there:
+            return
+        leases = await self._store.get([wanted.object_id for wanted in there])
+        for wanted, lease in zip(there, leases, strict=True):
+            wanted.lease, wanted.was_present = lease, lease is not None
+            if lease is not None and not self._take:
+                self._finish(wanted, Outcome.PRESENT)
+
+    async def _go_on(self) -> bool:
+        """Make one round; False where it is no use to make another."""
+        self._moved = False
+        self._hindered.clear()
+        failure: PlasmastreamError | None = None
+        try:
+            await self._open_all()
+            await self._check_all()
+            await self._read_all()
+            if self._take:
+                await self._drop_all()
+            await self._close_finished()
+        except OldPeerError:
+            if self._persistence.has_progressed:
+                raise PeerError(f"{self._lanes} spoke version 2, and does no more") from None
+            raise
+        except (PeerError, ProtocolError) as error:
+            failure = error
+        left = self._unfinished
+        if not left:
+            return False
+        if failure is not None:
+            outcome = outcome_of(failure)
+            for wanted in left:
+                wanted.obstacle = outcome, str(failure)
+            is_first = not self._persistence.has_progressed and self._persistence.deadline == math.inf
+            if not outcome.may_pass or (outcome is Outcome.UNREACHABLE and is_first):
+                self._give_up(left)
+                return False
+        if self._moved and failure is None:
+            return True
+        retry_after = failure.retry_after if isinstance(failure, RefusedError) else 0.0
+        if await self._persistence.pause(retry_after):
+            return True
+        self._give_up(left)
+        return False
+
+    def _progressed(self, objects: int, nbytes: int) -> None:
+        self._moved = True
+        self._persistence.progressed()
+        self._report(objects, nbytes)
+
+    # Outcomes
+
+    def _finish(self, wanted: _Wanted, outcome: int, reason: str = "") -> None:
+        wanted.result = Result(wanted.object_id, outcome, reason)
+        if wanted.is_open:
+            self._to_close.append(wanted.object_id)
+        self._moved = True
+
+    def _succeed(self, wanted: _Wanted) -> None:
+        self._finish(wanted, Outcome.PRESENT if wanted.was_present else Outcome.DONE)
+
+    def _hinder(self, wanted: _Wanted, outcome: int, reason: str) -> None:
+        """Note what stands in the way of an object now; it is final where it cannot pass."""
+        wanted.obstacle = outcome, reason
+        known = Outcome.known(outcome)
+        if known is None or not known.may_pass:
+            self._finish(wanted, outcome, reason)
+        elif outcome == Outcome.EXPIRED:
+            wanted.is_open = False
+        self._hindered.add(wanted.object_id)
+
+    def _give_up(self, left: Iterable[_Wanted], outcome: int | None = None, reason: str = "") -> None:
+        stuck = self._persistence.seconds_stuck
+        for wanted in left:
+            last, words = wanted.obstacle
+            parts = [reason, words] if outcome is not None and last is not Outcome.BROKEN_OFF else [reason or words]
+            incoming = wanted.incoming
+            if incoming is not None:
+                parts.append(f"{incoming.nbytes_verified:,} of {incoming.data_size:,} bytes had arrived")
+            parts.append(f"the last progress was {stuck:.3g} s ago, with {self._lanes}")
+            what = outcome if outcome is not None else last
+            if wanted.lease is not None and not wanted.was_present:
+                what = Outcome.NOT_DROPPED
+                parts.insert(0, "it has arrived, but the source may have it still; take it again")
+            self._finish(wanted, what, "; ".join(part for part in parts if part))
+
+    # Open
+
+    async def _open_all(self) -> None:
+        closed = [wanted for wanted in self._unfinished if not wanted.is_open]
+        for first in range(0, len(closed), _OPEN_AT_ONCE):
+            async with self._lanes.channel(Lane.SMALL) as channel:
+                await self._open(channel, closed[first : first + _OPEN_AT_ONCE])
+
+    async def _open(self, channel: ClientChannel, batch: Sequence[_Wanted]) -> None:
+        unanswered = dict(enumerate(batch))
+
+        def answered(index: int) -> _Wanted:
+            wanted = unanswered.pop(index, None)
+            if wanted is None:
+                raise RemoteProtocolError(f"{channel.peer} answered for object {index}, which it was not asked for now")
+            return wanted
+
+        ids = tuple(wanted.object_id for wanted in batch)
+        await channel.send(Open(self._token, self._take, self._encoding, ids))
+        while (event := await channel.answer()) is not None:
+            match event:
+                case RunArrived():
+                    await self._take_run([(answered(index), data, meta) for index, data, meta in event.objects])
+                case ObjectDescribed():
+                    await self._take_description(answered(event.index), event)
+                case Outcomes():
+                    for index in event.indexes:
+                        wanted = answered(index)
+                        if wanted.lease is not None and event.outcome == Outcome.NOT_FOUND:
+                            self._succeed(wanted)  # it has gone there, and is here
+                        else:
+                            self._hinder(wanted, event.outcome, event.reason)
+                case _:
+                    _expect(event, Progress, RunDamaged)
+        for wanted in unanswered.values():
+            self._note_damage(wanted, -1)
+
+    async def _take_run(self, run: Sequence[tuple[_Wanted, memoryview, memoryview]]) -> None:
+        news = []
+        for wanted, data, metadata in run:
+            wanted.is_open = self._take
+            if wanted.lease is None:
+                news.append((wanted, data, metadata))
+            elif not _is_same(wanted.lease, data, metadata):
+                self._finish(wanted, Outcome.DIFFERENT)
+        if not news:
+            return
+        objects = [NewObject(wanted.object_id, data, metadata) for wanted, data, metadata in news]
+        outcomes = await put_small(self._store, objects, self._store_timeout)
+        for (wanted, data, metadata), (lease, outcome, reason) in zip(news, outcomes, strict=True):
+            if lease is None:
+                self._hinder(wanted, outcome, reason)
+                continue
+            wanted.lease, wanted.was_present = lease, outcome is Outcome.PRESENT
+            self._progressed(1, len(data) + len(metadata))
+            if not self._take:
+                self._succeed(wanted)
+            elif wanted.was_present and not _is_same(lease, data, metadata):
+                self._finish(wanted, Outcome.DIFFERENT)
+
+    async def _take_description(self, wanted: _Wanted, described: ObjectDescribed) -> None:
+        incoming, lease = wanted.incoming, wanted.lease
+        is_same_lease = wanted.handle == described.handle
+        wanted.is_open, wanted.handle = True, described.handle
+        if lease is not None:
+            if len(lease.data) != described.data_size or lease.metadata != described.metadata:
+                self._finish(wanted, Outcome.DIFFERENT)
+            elif not is_same_lease:
+                wanted.unchecked = Ranges((0, described.data_size))
+            return
+        if described.data_size + len(described.metadata) > self._store.capacity:
+            size = described.data_size + len(described.metadata)
+            self._finish(wanted, Outcome.TOO_LARGE, f"it has {size:,} bytes, and the store {self._store.capacity:,}")
+            return
+        if incoming is not None:
+            if (incoming.data_size, incoming.metadata) == (described.data_size, described.metadata):
+                if not is_same_lease and incoming.has_begun:
+                    wanted.unchecked = Ranges((0, incoming.data_size))
+                    for start, end in incoming.missing:
+                        wanted.unchecked.remove(start, end)
+                return
+            await incoming.abort()
+        wanted.incoming = Incoming(wanted.object_id, described.data_size, described.metadata)
+
+    def _note_damage(self, wanted: _Wanted, offset: int) -> None:
+        wanted.damaged[offset] += 1
+        wanted.obstacle = Outcome.BROKEN_OFF, "it was damaged on its way"
+        if wanted.damaged[offset] >= _ATTEMPTS:
+            self._finish(wanted, Outcome.DAMAGED, f"it was damaged on its way from {self._lanes} {_ATTEMPTS} times")
+
+    # Check
+
+    async def _check_all(self) -> None:
+        unchecked = [wanted for wanted in self._unfinished if wanted.is_open and wanted.unchecked]
+        if not unchecked:
+            return
+        ranges = [(wanted, start, end) for wanted in unchecked for start, end in wanted.unchecked]
+        async with self._lanes.channel(Lane.LARGE) as channel:
+            await self._send_read(channel, ranges, checksums=True)
+            while (event := await channel.answer()) is not None:
+                match event:
+                    case ChunkSummed():
+                        wanted, start, end = _piece(channel, event, ranges)
+                        self._compare(wanted, start, end, event.checksum)
+                        await anyio.lowlevel.checkpoint()
+                    case Outcomes():
+                        self._hinder_ranges(event, ranges)
+                    case _:
+                        _expect(event, Progress)
+
+    def _compare(self, wanted: _Wanted, start: int, end: int, checksum: int) -> None:
+        wanted.unchecked.remove(start, end)
+        self._moved = True
+        self._persistence.progressed()
+        if wanted.lease is not None:
+            with wanted.lease.data[start:end] as ours:
+                if xxh3_64_intdigest(ours) != checksum and wanted.result is None:
+                    self._finish(wanted, Outcome.DIFFERENT)
+        elif wanted.incoming is not None and not wanted.incoming.agrees(start, end, checksum):
+            wanted.incoming.missing.add(start, end)
+
+    # Read
+
+    async def _read_all(self) -> None:
+        readable = [
+            wanted
+            for wanted in self._unfinished
+            if wanted.is_open and wanted.incoming is not None and wanted.lease is None and not wanted.unchecked
+        ]
+        shares = deque(_shares(readable))
+        failures: list[PlasmastreamError] = []
+
+        async def work() -> None:
+            while shares:
+                share = shares.popleft()
+                try:
+                    async with self._budget.spend(sum(end - start for _, start, end in share)):
+                        await self._read_share(share)
+                except (PeerError, ProtocolError) as error:
+                    failures.append(error)
+                    return
+
+        if len(shares) == 1:
+            await work()
+        else:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(min(Lane.LARGE.value, len(shares))):
+                    tasks.start_soon(work)
+        if failures:
+            raise failures[0]
+
+    async def _read_share(self, share: Sequence[tuple[_Wanted, int, int]]) -> None:
+        ranges = [piece for piece in share if await self._begin(piece[0])]
+        for wanted, start, end in ranges:
+            if start == end:
+                await self._seal(wanted)
+        ranges = [piece for piece in ranges if piece[1] < piece[2]]
+        if not ranges:
+            return
+        async with self._lanes.channel(Lane.LARGE) as channel:
+            try:
+                await self._send_read(channel, ranges, checksums=False)
+                while (event := await channel.answer()) is not None:
+                    match event:
+                        case ChunkStarted():
+                            wanted, start, end = _piece(channel, event, ranges)
+                            assert wanted.incoming is not None
+                            if not wanted.incoming.missing.covers(start, end):
+                                raise RemoteProtocolError(f"{channel.peer} sent the same bytes twice")
+                            with wanted.incoming.place(start, end) as place:
+                                channel.connection.supply_buffer(place)
+                        case ChunkEnded():
+                            wanted, start, end = _piece(channel, event, ranges)
+                            await self._take_chunk(wanted, start, end, event.is_intact)
+                        case Outcomes():
+                            self._hinder_ranges(event, ranges)
+                        case _:
+                            _expect(event, Progress)
+            finally:
+                channel.connection.discard_chunk()  # whose place may be given back soon
+
+    async def _begin(self, wanted: _Wanted) -> bool:
+        """Make the object in the store, if that is not done; whether it can be written to."""
+        async with wanted.lock:
+            incoming = wanted.incoming
+            if wanted.result is not None or incoming is None or wanted.object_id in self._hindered:
+                return False
+            if not incoming.has_begun:
+                try:
+                    await incoming.begin(self._store, self._store_timeout)
+                except StoreError as error:
+                    size = incoming.data_size + len(incoming.metadata)
+                    await self._store_refused(wanted, outcome_of_failed_put(error, size, self._store), str(error))
+                    return False
+            return True
+
+    async def _store_refused(self, wanted: _Wanted, outcome: Outcome, reason: str) -> None:
+        if outcome is Outcome.BEING_WRITTEN:
+            (lease,) = await self._store.get([wanted.object_id])
+            if lease is not None:  # somebody has been faster
+                wanted.lease, wanted.was_present, wanted.incoming = lease, True, None
+                wanted.is_open = False
+                if not self._take:
+                    self._succeed(wanted)
+                self._moved = True
+                return
+        self._hinder(wanted, outcome, reason)
+
+    async def _take_chunk(self, wanted: _Wanted, start: int, end: int, is_intact: bool) -> None:
+        incoming = wanted.incoming
+        assert incoming is not None
+        if not is_intact:
+            self._note_damage(wanted, start)
+            return
+        incoming.missing.remove(start, end)
+        self._progressed(0, end - start)
+        if not incoming.missing:
+            await self._seal(wanted)
+        await anyio.lowlevel.checkpoint()  # small requests have their turn, however fast this goes
+
+    async def _seal(self, wanted: _Wanted) -> None:
+        incoming = wanted.incoming
+        assert incoming is not None
+        try:
+            wanted.lease = await incoming.seal(self._store)
+        except StoreError as error:
+            self._hinder(wanted, outcome_of(error), str(error))
+            return
+        wanted.incoming = None
+        self._progressed(1, len(incoming.metadata))
+        if not self._take:
+            self._succeed(wanted)
+
+    async def _send_read(
+        self, channel: ClientChannel, ranges: Sequence[tuple[_Wanted, int, int]], *, checksums: bool
+    ) -> None:
+        asked = tuple(Range(wanted.handle, start, end - start) for wanted, start, end in ranges)
+        await channel.send(Read(self._token, checksums, self._encoding, asked))
+
+    def _hinder_ranges(self, outcomes: Outcomes, ranges: Sequence[tuple[_Wanted, int, int]]) -> None:
+        for index in outcomes.indexes:
+            if index >= len(ranges):
+                raise RemoteProtocolError(f"{self._lanes} answered for range {index} of {len(ranges)}")
+            if ranges[index][0].result is None:
+                self._hinder(ranges[index][0], outcomes.outcome, outcomes.reason)
+
+    # Drop and close
+
+    async def _drop_all(self) -> None:
+        sealed = [
+            wanted
+            for wanted in self._unfinished
+            if wanted.is_open and wanted.lease is not None and not wanted.unchecked
+        ]
+        for first in range(0, len(sealed), _OPEN_AT_ONCE):
+            batch = sealed[first : first + _OPEN_AT_ONCE]
+            async with self._lanes.channel(Lane.SMALL) as channel:
+                await channel.send(Drop(self._token, tuple(wanted.object_id for wanted in batch)))
+                while (event := await channel.answer()) is not None:
+                    if not isinstance(event, Outcomes):
+                        _expect(event, Progress)
+                        continue
+                    for index in event.indexes:
+                        if index >= len(batch):
+                            raise RemoteProtocolError(f"{channel.peer} answered for object {index} of {len(batch)}")
+                        wanted = batch[index]
+                        if event.outcome in (Outcome.DONE, Outcome.NOT_FOUND):
+                            wanted.is_open = False
+                            self._persistence.progressed()
+                            self._succeed(wanted)
+                        else:
+                            self._hinder(wanted, event.outcome, event.reason)
+
+    async def _close_finished(self) -> None:
+        """Have the source let go of what is done with, where more is to come; in the end all of it is."""
+        if self._to_close and self._unfinished:
+            ids, self._to_close = tuple(self._to_close), []
+            await self._close(ids)
+
+    async def _close_all(self) -> None:
+        if not any(wanted.is_open or wanted.handle for wanted in self._wanted) and not self._take:
+            return
+        with anyio.move_on_after(_CLOSE_WITHIN):
+            try:
+                await self._close(())
+            except (PeerError, ProtocolError):
+                return  # it will let go by itself
+
+    async def _close(self, object_ids: tuple[ObjectID, ...]) -> None:
+        async with self._lanes.channel(Lane.SMALL) as channel:
+            await channel.send(Close(self._token, object_ids))
+            while await channel.answer() is not None:
+                pass
+
+
+def _expect(event: Event | Message, *kinds: type) -> None:
+    if not isinstance(event, kinds):
+        raise RemoteProtocolError(f"an answer has a {type(event).__name__}, which does not belong there")
+
+
+def _is_same(lease: Lease, data: memoryview, metadata: memoryview) -> bool:
+    return lease.data == data and lease.metadata == metadata
+
+
+def _piece(
+    channel: ClientChannel,
+    chunk: ChunkStarted | ChunkEnded | ChunkSummed,
+    ranges: Sequence[tuple[_Wanted, int, int]],
+) -> tuple[_Wanted, int, int]:
+    """The object that a chunk belongs to, and where in it the chunk begins and ends."""
+    start, end = chunk.offset, chunk.offset + chunk.length
+    if chunk.index < len(ranges):
+        wanted, first, last = ranges[chunk.index]
+        if first <= start and end <= last:
+            return wanted, start, end
+    raise RemoteProtocolError(f"{channel.peer} sent bytes {start} to {end} of range {chunk.index} unasked")
+
+
+def _shares(readable: Iterable[_Wanted]) -> Iterable[list[tuple[_Wanted, int, int]]]:
+    """Divide what is missing into READs of about equal size."""
+    share: list[tuple[_Wanted, int, int]] = []
+    size = 0
+    for wanted in readable:
+        assert wanted.incoming is not None
+        for start, end in tuple(wanted.incoming.missing) or ((0, 0),):
+            at = start
+            while True:
+                step = min(end, at + _SHARE - size)
+                share.append((wanted, at, step))
+                size += step - at
+                at = step
+                if size >= _SHARE or len(share) >= _OPEN_AT_ONCE:
+                    yield share
+                    share, size = [], 0
+                if at >= end:
+                    break
+    if share:
+        yield share
+

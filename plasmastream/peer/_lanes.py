@@ -1,0 +1,154 @@
+"""Connections to one peer, kept for the next request: some for what is small, some for what is large, some for SYNCs.
+
+So a small request never stands behind a long one. A connection serves one request at a time; who finds none free waits
+in order. Which version the peer speaks is found out here, by the first connection.
+"""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import Enum
+
+import anyio
+import attrs
+
+from plasmastream._errors import PeerError
+from plasmastream.peer._channel import ClientChannel, NoAnswerError
+from plasmastream.peer._results import RefusedError
+from plasmastream.peer._transport import Connect, PeerStalledError, UnreachableError, format_address
+from plasmastream.wire.stream.v2 import Hello, Limits, Outcome, Patience
+
+_log = logging.getLogger(__name__)
+
+_VERSION_1_FOR = 600.0
+
+
+class Lane(Enum):
+    """Which connections a request goes over. The value is how many there may be."""
+
+    SMALL = 2
+    LARGE = 4
+    SYNC = 16
+
+
+class OldPeerError(PeerError):
+    """The peer speaks version 1 alone."""
+
+
+@attrs.frozen
+class Introduction:
+    """What a client says, allows and expects of every connection."""
+
+    hello: Hello
+    limits: Limits
+    patience: Patience
+    connect_timeout: float
+    """Seconds."""
+    may_fall_back: bool = True
+    """Whether version 1 will do."""
+
+
+class Lanes:
+    """Connections of version 2 to the peer at `host` and `port`. Call `close` in the end.
+
+    Args:
+        host: a name, or an IP address.
+        port: its TCP port.
+        connect: makes a connection.
+        introduction: what to say on it.
+    """
+
+    def __init__(self, host: str, port: int, connect: Connect, introduction: Introduction) -> None:
+        self._host = host
+        self._port = port
+        self._connect = connect
+        self._introduction = introduction
+        self._slots = {lane: anyio.Semaphore(lane.value) for lane in Lane}
+        self._idle: dict[Lane, list[ClientChannel]] = {lane: [] for lane in Lane}
+        self._in_use: set[ClientChannel] = set()
+        self._is_closed = False
+        self._has_spoken_version_2 = False
+        self._version_1_until = 0.0
+
+    @property
+    def in_use(self) -> int:
+        """Connections with a request under way."""
+        return len(self._in_use)
+
+    @asynccontextmanager
+    async def channel(self, lane: Lane) -> AsyncIterator[ClientChannel]:
+        """A connection for one request after the other; it is broken off when the block ends within one.
+
+        Raises:
+            OldPeerError: the peer speaks version 1 alone.
+            UnreachableError: nobody answers there.
+            RefusedError: the peer has no place for one more.
+            PeerError: the connection broke.
+        """
+        async with self._slots[lane]:
+            channel = self._reuse(lane) or await self._open()
+            self._in_use.add(channel)
+            try:
+                yield channel
+            except BaseException:
+                channel.abort()
+                raise
+            finally:
+                self._in_use.discard(channel)
+                if channel.is_reusable and not self._is_closed:
+                    self._idle[lane].append(channel)
+                else:
+                    channel.abort()
+
+    def close(self) -> None:
+        """Close all connections that no request is using; the others close when it ends."""
+        self._is_closed = True
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
+
+    def close_idle(self) -> None:
+        """Close all connections that no request is using."""
+        self.close()
+        self._is_closed = False
+
+    def _reuse(self, lane: Lane) -> ClientChannel | None:
+        idle = self._idle[lane]
+        while idle:
+            channel = idle.pop()
+            if channel.is_reusable:
+                return channel
+            channel.abort()  # the server has closed it, being idle for long
+        return None
+
+    async def _open(self) -> ClientChannel:
+        introduction = self._introduction
+        if introduction.may_fall_back and anyio.current_time() < self._version_1_until:
+            raise OldPeerError(f"{self} speaks version 1")
+        transport = await self._connect(self._host, self._port, timeout=introduction.connect_timeout)
+        try:
+            channel = await ClientChannel.greet(
+                transport, introduction.hello, introduction.limits, introduction.patience
+            )
+        except NoAnswerError as error:
+            transport.abort()
+            if self._has_spoken_version_2 or not introduction.may_fall_back:
+                raise PeerError(f"{self} ended the connection before the greeting") from error
+            _log.info("%s does not know version 2 of the protocol; version 1 is spoken with it", self)
+            self._version_1_until = anyio.current_time() + _VERSION_1_FOR
+            raise OldPeerError(f"{self} speaks version 1") from error
+        except PeerStalledError as error:
+            transport.abort()
+            raise UnreachableError(str(error)) from error
+        except BaseException:
+            transport.abort()
+            raise
+        self._has_spoken_version_2 = True
+        peer = channel.connection.peer
+        if peer is not None and peer.identity == introduction.hello.identity:
+            channel.close()
+            raise RefusedError(f"{self} is this server itself", Outcome.REFUSED)
+        return channel
+
+    def __str__(self) -> str:
+        return format_address((self._host, self._port))

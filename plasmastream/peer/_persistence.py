@@ -1,0 +1,51 @@
+"""Trying again: how long, and with what waits in between."""
+
+import math
+import random
+
+import anyio
+
+_FIRST_WAIT = 0.1
+_LONGEST_WAIT = 5.0
+
+
+class Persistence:
+    """How long a piece of work is tried again when it fails by what may pass.
+
+    Waits double from a tenth of a second to five, each shortened at random by up to half, so that many who failed
+    together do not come back together. Progress begins both anew.
+
+    Args:
+        patience: seconds without any progress after which it is given up.
+        timeout: seconds for all of it; None for no such limit.
+        chance: where the randomness comes from.
+    """
+
+    def __init__(self, patience: float, timeout: float | None, chance: random.Random | None = None) -> None:
+        self._patience = patience
+        self.deadline = math.inf if timeout is None else anyio.current_time() + timeout
+        self._chance = chance or random.Random()
+        self._since = anyio.current_time()
+        self._wait = _FIRST_WAIT
+        self.has_progressed = False
+
+    def progressed(self) -> None:
+        """Say that something has been achieved."""
+        self.has_progressed = True
+        self._since = anyio.current_time()
+        self._wait = _FIRST_WAIT
+
+    @property
+    def seconds_stuck(self) -> float:
+        """Seconds since the last progress."""
+        return anyio.current_time() - self._since
+
+    async def pause(self, at_least: float = 0.0) -> bool:
+        """Wait before the next attempt. False, at once, where it would come too late."""
+        wait = max(at_least, self._wait * self._chance.uniform(0.5, 1.0))
+        self._wait = min(2 * self._wait, _LONGEST_WAIT)
+        end = anyio.current_time() + wait
+        if end >= self.deadline or end > self._since + self._patience:
+            return False
+        await anyio.sleep(wait)
+        return True

@@ -1,0 +1,187 @@
+"""Putting: objects from this process into the store of a peer, by version 2, tried again until each has its outcome."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+
+import anyio
+import anyio.lowlevel
+
+from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError, RemoteProtocolError
+from plasmastream.peer._channel import ClientChannel, refusal
+from plasmastream.peer._lanes import Lane, Lanes
+from plasmastream.peer._persistence import Persistence
+from plasmastream.peer._results import RefusedError, Result, outcome_of
+from plasmastream.store._object_store import NewObject
+from plasmastream.wire.stream.v2 import (
+    TOKEN_SIZE,
+    Encoding,
+    End,
+    Limits,
+    Outcome,
+    Outcomes,
+    Progress,
+    Put,
+    Range,
+    Sizes,
+    Want,
+)
+
+_AT_ONCE = 4096
+_SMALL_REQUEST = 1 << 20
+
+_Content = tuple[memoryview, memoryview]
+
+
+class Upload:
+    """One transfer of some objects to one peer.
+
+    Args:
+        lanes: connections to the peer.
+        objects: what to put, all of different ids.
+        persistence: how long to try.
+        encoding: what payloads are encoded with.
+        limits: sizes of chunks and runs.
+        report: told of (objects, bytes) that have left; what is sent again is not told again.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        objects: Sequence[NewObject],
+        *,
+        persistence: Persistence,
+        encoding: Encoding,
+        limits: Limits,
+        report: Callable[[int, int], None],
+    ) -> None:
+        self._lanes = lanes
+        self._objects = objects
+        self._contents: list[_Content] = [
+            (memoryview(new.data).cast("B"), memoryview(new.metadata).cast("B")) for new in objects
+        ]
+        self._results: list[Result | None] = [None] * len(objects)
+        self._persistence = persistence
+        self._encoding = encoding
+        self._limits = limits
+        self._report = report
+        self._token = os.urandom(TOKEN_SIZE)
+        self._moved = False
+
+    async def run(self) -> list[Result]:
+        """Put all that can be put.
+
+        Returns:
+            What became of each object, in order.
+
+        Raises:
+            OldPeerError: the peer speaks version 1 alone, which cannot do this.
+        """
+        failure: PlasmastreamError | None = None
+        with anyio.CancelScope(deadline=self._persistence.deadline) as scope:
+            while left := [index for index, result in enumerate(self._results) if result is None]:
+                self._moved = False
+                try:
+                    await self._put(left[:_AT_ONCE])
+                    failure = None
+                except (PeerError, ProtocolError) as error:
+                    failure = error
+                if self._moved and failure is None:
+                    continue
+                if not await self._may_go_on(failure):
+                    break
+        for index, result in enumerate(self._results):
+            if result is None:
+                reason = "" if failure is None else str(failure)
+                outcome = Outcome.BROKEN_OFF if failure is None else outcome_of(failure)
+                if scope.cancelled_caught:
+                    outcome, reason = Outcome.OUT_OF_TIME, "; ".join(("the time allowed for it is over", reason))
+                self._results[index] = Result(self._objects[index].object_id, outcome, reason)
+        return [result for result in self._results if result is not None]
+
+    async def _may_go_on(self, failure: PlasmastreamError | None) -> bool:
+        if failure is None:
+            return await self._persistence.pause()
+        outcome = outcome_of(failure)
+        is_first = not self._persistence.has_progressed and self._persistence.deadline == math.inf
+        if not outcome.may_pass or (outcome is Outcome.UNREACHABLE and is_first):
+            return False
+        return await self._persistence.pause(failure.retry_after if isinstance(failure, RefusedError) else 0.0)
+
+    async def _put(self, batch: Sequence[int]) -> None:
+        sizes = tuple(Sizes(len(data), len(metadata)) for data, metadata in (self._contents[i] for i in batch))
+        total = sum(size.data + size.metadata for size in sizes)
+        ids = tuple(self._objects[index].object_id for index in batch)
+        async with self._lanes.channel(Lane.SMALL if total <= _SMALL_REQUEST else Lane.LARGE) as channel:
+            await channel.send(Put(self._token, ids, sizes))
+            while (event := await channel.answer()) is not None:
+                match event:
+                    case Want():
+                        await self._send(channel, batch, event.ranges)
+                    case Outcomes():
+                        self._note(channel, batch, event)
+                    case Progress():
+                        pass
+                    case _:
+                        raise RemoteProtocolError(f"{channel.peer} answered a PUT with a {type(event).__name__}")
+
+    def _note(self, channel: ClientChannel, batch: Sequence[int], outcomes: Outcomes) -> None:
+        for position in outcomes.indexes:
+            if position >= len(batch):
+                raise RemoteProtocolError(f"{channel.peer} answered for object {position} of {len(batch)}")
+            object_id = self._objects[batch[position]].object_id
+            known = Outcome.known(outcomes.outcome)
+            if known is None or not known.may_pass or self._persistence.deadline == math.inf:
+                self._results[batch[position]] = Result(object_id, outcomes.outcome, outcomes.reason)
+                self._moved = True
+                self._persistence.progressed()
+
+    async def _send(self, channel: ClientChannel, batch: Sequence[int], ranges: Sequence[Range]) -> None:
+        connection = channel.connection
+        run: list[tuple[int, memoryview, memoryview]] = []
+        size, described = 0, -1
+        for wanted in ranges:
+            position = wanted.what
+            if position >= len(batch):
+                raise RemoteProtocolError(f"{channel.peer} wants object {position} of {len(batch)}")
+            data, metadata = self._contents[batch[position]]
+            end = wanted.offset + wanted.length
+            if end > len(data):
+                raise RemoteProtocolError(f"{channel.peer} wants bytes up to {end} of {len(data)}")
+            if len(data) + len(metadata) <= self._limits.small_size:
+                run.append((position, data, metadata))
+                size += len(data) + len(metadata)
+                if size >= self._limits.run_size:
+                    await self._send_run(channel, run)
+                    run, size = [], 0
+                continue
+            if position != described:
+                connection.send_object(position, len(data), bytes(metadata))
+                described = position
+            for at in range(wanted.offset, end, connection.chunk_size):
+                piece = data[at : min(end, at + connection.chunk_size)]
+                connection.send_chunk(position, at, piece, self._encoding)
+                await self._flush(channel)
+                self._report(0, len(piece))
+        if run:
+            await self._send_run(channel, run)
+        await channel.send(Progress())
+
+    async def _send_run(
+        self, channel: ClientChannel, run: Sequence[tuple[int, memoryview, memoryview]]
+    ) -> None:
+        channel.connection.send_run(run, self._encoding)
+        await self._flush(channel)
+        self._report(len(run), sum(len(data) + len(metadata) for _, data, metadata in run))
+
+    async def _flush(self, channel: ClientChannel) -> None:
+        await channel.flush()
+        self._persistence.progressed()
+        match event := await channel.waiting_event():
+            case None | Progress():
+                pass
+            case End():  # a server that will not have all of it
+                raise refusal(channel.peer, event)
+            case _:
+                raise RemoteProtocolError(f"{channel.peer} answered a PUT before it was whole")
+        await anyio.lowlevel.checkpoint()

@@ -1,0 +1,195 @@
+"""A PUT at the server: say what is wanted, take what comes, and say it again until all is here or given up."""
+
+from collections import Counter, defaultdict
+from functools import partial
+
+from plasmastream._errors import RemoteProtocolError, StoreError
+from plasmastream.peer._holds import Hold
+from plasmastream.peer._incoming import Incoming, outcome_of_failed_put, put_small
+from plasmastream.peer._results import outcome_of
+from plasmastream.peer._services import ServerChannel, Services
+from plasmastream.store._object_store import NewObject
+from plasmastream.wire.stream.v2 import (
+    ChunkEnded,
+    ChunkStarted,
+    ObjectDescribed,
+    Outcome,
+    Progress,
+    Put,
+    Range,
+    RunArrived,
+    RunDamaged,
+    Want,
+)
+
+_ATTEMPTS = 3
+
+
+class PutRequest:
+    """One PUT. What has been verified of large objects stays under its token, should the connection break."""
+
+    def __init__(self, services: Services, channel: ServerChannel, hold: Hold, request: Put) -> None:
+        self._services = services
+        self._store = services.store
+        self._channel = channel
+        self._hold = hold
+        self._request = request
+        self._outcomes: dict[tuple[int, str], list[int]] = defaultdict(list)
+        self._left = set(range(len(request.object_ids)))
+        self._attempts: Counter[int] = Counter()
+
+    async def answer(self) -> None:
+        """Answer the request, but for its END.
+
+        Raises:
+            PeerError: the connection broke, or the client wants no more.
+            RemoteProtocolError: the client sent what nobody asked for.
+            StoreError: the store is gone.
+        """
+        await self._find_present()
+        try:
+            while self._left:
+                wanted = Want(tuple(self._wanted_ranges()))
+                await self._channel.send(wanted)
+                await self._take_all()
+                await self._find_present()
+                for index in tuple(self._left):
+                    self._attempts[index] += 1
+                    if self._attempts[index] >= _ATTEMPTS:
+                        await self._finish(index, Outcome.DAMAGED)
+        finally:
+            self._channel.connection.discard_chunk()
+        self._channel.queue_outcomes(self._outcomes)
+
+    async def _find_present(self) -> None:
+        left = sorted(self._left)
+        ids = [self._request.object_ids[index] for index in left]
+        for index, is_there in zip(left, await self._store.contains(ids), strict=True):
+            if is_there:
+                await self._finish(index, Outcome.PRESENT)
+
+    def _wanted_ranges(self) -> list[Range]:
+        ranges = []
+        for index in sorted(self._left):
+            incoming = self._incoming(index)
+            whole = ((0, self._request.sizes[index].data),)
+            missing = tuple(incoming.missing) if incoming is not None and incoming.has_begun else whole
+            ranges += [Range(index, start, end - start) for start, end in missing]
+        return ranges
+
+    async def _take_all(self) -> None:
+        while True:
+            event = await self._channel.next_event()
+            match event:
+                case ObjectDescribed():
+                    await self._take_description(event)
+                case ChunkStarted():
+                    self._place_chunk(event)
+                case ChunkEnded():
+                    await self._take_chunk(event)
+                case RunArrived():
+                    await self._take_run(event)
+                case RunDamaged():
+                    pass  # what was in it is still wanted
+                case Progress():
+                    return
+                case _:
+                    raise self._channel.not_wanted(event)
+
+    def _incoming(self, index: int) -> Incoming | None:
+        return self._hold.incoming.get(self._request.object_ids[index])
+
+    def _check_index(self, index: int) -> None:
+        if index >= len(self._request.object_ids):
+            raise RemoteProtocolError(f"a PUT of {len(self._request.object_ids)} objects has no object {index}")
+
+    async def _finish(self, index: int, outcome: int, reason: str = "") -> None:
+        if index in self._left:
+            self._left.discard(index)
+            self._outcomes[outcome, reason].append(index)
+            incoming = self._incoming(index)
+            if incoming is not None:
+                self._services.holds.forget_incoming(self._hold, incoming)
+                await incoming.abort()  # without effect where it was sealed
+
+    async def _take_description(self, described: ObjectDescribed) -> None:
+        index = described.index
+        self._check_index(index)
+        sizes = self._request.sizes[index]
+        if (described.data_size, len(described.metadata)) != (sizes.data, sizes.metadata):
+            raise RemoteProtocolError(f"object {self._request.object_ids[index]} has other sizes than its PUT said")
+        incoming = self._incoming(index)
+        if index not in self._left:
+            return
+        if incoming is not None and (incoming.data_size, incoming.metadata) != (sizes.data, described.metadata):
+            self._services.holds.forget_incoming(self._hold, incoming)
+            await incoming.abort()
+            incoming = None
+        if incoming is None:
+            incoming = await self._begin(index, described)
+        if incoming is not None and not incoming.missing:
+            await self._seal(index, incoming)
+
+    async def _begin(self, index: int, described: ObjectDescribed) -> Incoming | None:
+        holds, size = self._services.holds, described.data_size + len(described.metadata)
+        if size > self._store.capacity:
+            await self._finish(index, Outcome.TOO_LARGE, f"the store has {self._store.capacity:,} bytes")
+            return None
+        if not holds.has_room(self._hold, described.data_size):
+            await self._finish(index, Outcome.NO_ROOM, "too much of this peer's is on its way here already")
+            return None
+        incoming = Incoming(self._request.object_ids[index], described.data_size, described.metadata)
+        try:
+            begin = partial(incoming.begin, self._store, self._services.room_timeout)
+            await self._channel.patiently(begin)
+        except StoreError as error:
+            await self._finish(index, outcome_of_failed_put(error, size, self._store), str(error))
+            return None
+        holds.keep_incoming(self._hold, incoming)
+        return incoming
+
+    def _place_chunk(self, chunk: ChunkStarted) -> None:
+        self._check_index(chunk.index)
+        incoming = self._incoming(chunk.index)
+        start, end = chunk.offset, chunk.offset + chunk.length
+        if end > self._request.sizes[chunk.index].data:
+            raise RemoteProtocolError(f"a chunk reaches out of object {self._request.object_ids[chunk.index]}")
+        if incoming is None or not incoming.has_begun or not incoming.missing.covers(start, end):
+            self._channel.connection.discard_chunk()
+            return
+        with incoming.place(start, end) as place:
+            self._channel.connection.supply_buffer(place)
+
+    async def _take_chunk(self, chunk: ChunkEnded) -> None:
+        incoming = self._incoming(chunk.index)
+        if incoming is None or not chunk.is_intact:
+            return
+        incoming.missing.remove(chunk.offset, chunk.offset + chunk.length)
+        if not incoming.missing:
+            await self._seal(chunk.index, incoming)
+
+    async def _seal(self, index: int, incoming: Incoming) -> None:
+        try:
+            (await incoming.seal(self._store)).release()
+        except StoreError as error:
+            await self._finish(index, outcome_of(error), str(error))
+            return
+        await self._finish(index, Outcome.DONE)
+
+    async def _take_run(self, run: RunArrived) -> None:
+        objects = []
+        for index, data, metadata in run.objects:
+            self._check_index(index)
+            sizes = self._request.sizes[index]
+            if (len(data), len(metadata)) != (sizes.data, sizes.metadata):
+                raise RemoteProtocolError(f"object {self._request.object_ids[index]} has other sizes than its PUT said")
+            if index in self._left:
+                objects.append((index, NewObject(self._request.object_ids[index], data, metadata)))
+        if not objects:
+            return
+        put = partial(put_small, self._store, [new for _, new in objects], self._services.room_timeout)
+        outcomes = await self._channel.patiently(put)
+        for (index, _), (lease, outcome, reason) in zip(objects, outcomes, strict=True):
+            if lease is not None:
+                lease.release()
+            await self._finish(index, outcome, reason)

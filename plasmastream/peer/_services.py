@@ -1,0 +1,117 @@
+"""What the connections of a server share, and how one of them keeps its client patient."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+import attrs
+import trio
+
+from plasmastream._errors import PeerError, PlasmastreamError
+from plasmastream.peer._admission import Admission
+from plasmastream.peer._channel import Channel
+from plasmastream.peer._dispatcher import Claims, Dispatcher
+from plasmastream.peer._holds import Holds
+from plasmastream.peer._transport import Transport
+from plasmastream.store._object_store import ObjectStore
+from plasmastream.wire.stream.v2 import (
+    AnyEvent,
+    Cancel,
+    ConnectionClosed,
+    Hello,
+    Limits,
+    Outcomes,
+    Patience,
+    Progress,
+    ServerConnection,
+)
+
+_BEAT = 5.0
+
+T = TypeVar("T")
+
+
+@attrs.define(eq=False)
+class Services:
+    """What a server has for all of its connections of version 2."""
+
+    store: ObjectStore
+    holds: Holds
+    admission: Admission
+    """To all requests but SYNC."""
+    syncs: Admission
+    """To SYNCs, which take long."""
+    dispatcher: Dispatcher
+    hello: Hello
+    limits: Limits
+    patience: Patience
+    objects_timeout: float
+    """How long to wait for objects that are not there, in seconds."""
+    room_timeout: float
+    """How long to wait for room in the store, in seconds."""
+    may_stop: Callable[[trio.CancelScope], AbstractContextManager[None]]
+    """A block of a scope that is cancelled when the server stops."""
+    taking: Claims
+    """What is being taken by version 1."""
+
+
+class CancelledByClientError(PeerError):
+    """The client wants no more of the running request."""
+
+
+class ServerChannel(Channel):
+    """The end that is asked."""
+
+    connection: ServerConnection
+
+    def __init__(self, connection: ServerConnection, transport: Transport, patience: Patience) -> None:
+        super().__init__(connection, transport, patience)
+        self._sending = trio.Lock()
+
+    async def check_cancel(self) -> None:
+        """See whether the client wants to go on.
+
+        Raises:
+            CancelledByClientError: it does not.
+            PeerError: it is gone.
+        """
+        event = await self.waiting_event()
+        if event is not None:
+            raise self.not_wanted(event)
+
+    def not_wanted(self, event: AnyEvent) -> PeerError:
+        """The error for what a client may send in the middle of an answer: a CANCEL, or the end."""
+        if isinstance(event, Cancel):
+            return CancelledByClientError(f"{self.peer} cancelled its request")
+        assert isinstance(event, ConnectionClosed)
+        return PeerError(f"{self.peer} ended the connection in the middle of a request")
+
+    async def patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Wait for something that is not the client's to hasten, and let it know now and then that we live."""
+        found: list[T] = []
+        failure: PlasmastreamError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._beat)
+            try:
+                found.append(await work())
+            except PlasmastreamError as error:
+                failure = error
+            async with self._sending:  # half a frame would be the end of the connection
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return found[0]
+
+    async def _beat(self) -> None:
+        while True:
+            await trio.sleep(_BEAT)
+            async with self._sending:
+                try:
+                    await self.send(Progress())
+                except PeerError:
+                    return  # which the next one to send will find out as well
+
+    def queue_outcomes(self, outcomes: dict[tuple[int, str], list[int]]) -> None:
+        """Queue what became of objects: the places of those with the same outcome and reason."""
+        for (outcome, reason), indexes in outcomes.items():
+            self.connection.send(Outcomes(0, outcome, reason[:1000], tuple(indexes)))

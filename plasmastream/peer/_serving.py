@@ -1,0 +1,363 @@
+"""One connection of version 2 at a server: requests in order, each answered before the next is read."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+
+import trio
+
+from plasmastream._errors import LocalProtocolError, PeerError, ProtocolError, RemoteProtocolError, StoreError
+from plasmastream._object_id import ObjectID
+from plasmastream.peer._admission import BusyError
+from plasmastream.peer._holds import Hold
+from plasmastream.peer._put_server import PutRequest
+from plasmastream.peer._results import outcome_of
+from plasmastream.peer._services import CancelledByClientError, ServerChannel, Services
+from plasmastream.peer._sync_server import answer_sync
+from plasmastream.peer._transport import PeerStalledError, Transport
+from plasmastream.store._object_store import Lease
+from plasmastream.wire.plasma import NO_DIGEST, ErrorCode, ObjectInfo
+from plasmastream.wire.stream.v2 import (
+    Close,
+    ConnectionClosed,
+    Described,
+    Drop,
+    Encoding,
+    End,
+    Hello,
+    Lateness,
+    Listed,
+    ListObjects,
+    Message,
+    Open,
+    Outcome,
+    Put,
+    Range,
+    Read,
+    ServerConnection,
+    Stat,
+    Sync,
+)
+
+_log = logging.getLogger(__name__)
+
+_HELD_AT_ONCE = 256
+_LISTED_AT_ONCE = 4096
+
+_Outcomes = defaultdict[tuple[int, str], list[int]]
+
+
+class Session:
+    """A connection of version 2, of which the first eight bytes have been read.
+
+    Args:
+        services: what the server has.
+        transport: the connection.
+        head_start: what came with those bytes.
+        peer: the client's IP address.
+        used: where the tokens are noted that are used on this connection.
+    """
+
+    def __init__(
+        self, services: Services, transport: Transport, head_start: bytes, peer: str, used: set[Hold]
+    ) -> None:
+        self._services = services
+        connection = ServerConnection(
+            services.hello,
+            trio.current_time(),
+            limits=services.limits,
+            patience=services.patience,
+            head_start=head_start,
+        )
+        self._channel = ServerChannel(connection, transport, services.patience)
+        self._peer = peer
+        self._node = b""
+        self._used = used
+
+    async def run(self, refusal: str = "") -> None:
+        """Serve until the client is done, or given up; with a reason to refuse it, say that and no more.
+
+        Raises:
+            PeerError: the connection broke.
+            ProtocolError: the client broke the protocol.
+        """
+        channel = self._channel
+        try:
+            greeting = await channel.next_event()
+            if isinstance(greeting, ConnectionClosed):
+                return
+            assert isinstance(greeting, Hello)
+            if refusal:
+                await channel.send(End(Outcome.BUSY, refusal, 1.0))
+                channel.close()
+                return
+            self._node = greeting.identity
+            channel.connection.greet()
+            await channel.flush()
+            while isinstance(request := await self._next_request(), Message):
+                await self._answer(request)
+            channel.close()
+        except ProtocolError as error:
+            await self._say(error)
+            raise
+        finally:
+            channel.connection.close()
+
+    async def _say(self, error: ProtocolError) -> None:
+        """Tell a client that broke the protocol, if it can be told, before the connection ends."""
+        with trio.move_on_after(self._services.patience.hello):
+            try:
+                await self._channel.send(End(Outcome.REFUSED, str(error)[:1000]))
+                self._channel.transport.close()
+            except (PeerError, LocalProtocolError):
+                return
+
+    async def _next_request(self) -> Message | ConnectionClosed | None:
+        """The next request, or the clean end; None where the connection stays idle, or the server stops."""
+        if any(not hold.is_empty for hold in self._used):
+            return await self._read_request()  # this client has something under way
+        with trio.CancelScope() as scope, self._services.may_stop(scope):
+            return await self._read_request()
+        return None
+
+    async def _read_request(self) -> Message | ConnectionClosed | None:
+        try:
+            event = await self._channel.next_event()
+        except PeerStalledError:
+            if self._channel.connection.late(trio.current_time()) is Lateness.IDLE:
+                return None
+            raise
+        assert isinstance(event, Message | ConnectionClosed)
+        return event
+
+    async def _answer(self, request: Message) -> None:
+        services = self._services
+        admission = services.syncs if isinstance(request, Sync) else services.admission
+        try:
+            async with admission.admit(self._peer):
+                match request:
+                    case Open():
+                        await self._open(request)
+                    case Read():
+                        await self._read(request)
+                    case Drop():
+                        await self._drop(request)
+                    case Close():
+                        await self._close(request)
+                    case Put():
+                        hold = self._hold(request.token)
+                        await PutRequest(services, self._channel, hold, request).answer()
+                    case Sync():
+                        await answer_sync(services, self._channel, request)
+                    case Stat():
+                        await self._list(request.object_ids)
+                    case _:
+                        assert isinstance(request, ListObjects)
+                        await self._list(None)
+            end = End()
+        except BusyError as error:
+            end = End(Outcome.BUSY, str(error), error.retry_after)
+        except CancelledByClientError as error:
+            end = End(Outcome.CANCELLED, str(error))
+        except StoreError as error:
+            _log.warning("%s: the store failed: %s", self._channel.peer, error)
+            end = End(outcome_of(error), str(error)[:1000])
+        await self._channel.send(end)
+
+    def _hold(self, token: bytes) -> Hold:
+        hold = self._services.holds.use(token, self._node, self._peer, self._used)
+        if hold is None:
+            raise RemoteProtocolError("the token of a request is another node's")
+        return hold
+
+    # Open
+
+    async def _open(self, request: Open) -> None:
+        hold = self._hold(request.token)
+        encoding = self._encoding(request.encoding)
+        outcomes: _Outcomes = defaultdict(list)
+        missing: list[int] = []
+        ids = request.object_ids
+        for first in range(0, len(ids), _HELD_AT_ONCE):
+            batch = range(first, min(first + _HELD_AT_ONCE, len(ids)))
+            missing += await self._open_batch(request, hold, batch, 0.0, encoding, outcomes)
+        deadline = trio.current_time() + self._services.objects_timeout
+        for first in range(0, len(missing), _HELD_AT_ONCE):
+            batch_missing = missing[first : first + _HELD_AT_ONCE]
+            patience = max(0.0, deadline - trio.current_time())
+            outcomes[Outcome.NOT_FOUND, ""] += await self._open_batch(
+                request, hold, batch_missing, patience, encoding, outcomes
+            )
+        if not outcomes[Outcome.NOT_FOUND, ""]:
+            del outcomes[Outcome.NOT_FOUND, ""]
+        self._channel.queue_outcomes(outcomes)
+
+    async def _open_batch(
+        self,
+        request: Open,
+        hold: Hold,
+        batch: Sequence[int],
+        timeout: float,
+        encoding: Encoding,
+        outcomes: _Outcomes,
+    ) -> list[int]:
+        """Open some objects, and send or describe them; returns those that are not there."""
+        services, channel = self._services, self._channel
+        missing: list[int] = []
+        ids = [request.object_ids[index] for index in batch]
+        found = await channel.patiently(partial(services.store.get, ids, timeout=timeout))
+        try:
+            run: list[tuple[int, Lease]] = []
+            size = 0
+            for position, index in enumerate(batch):
+                lease = found[position]
+                if lease is None:
+                    missing.append(index)
+                    continue
+                outcome = self._admit(request, hold, lease)
+                if outcome is not None:
+                    outcomes[outcome].append(index)
+                    continue
+                is_small = lease.size <= services.limits.small_size
+                if is_small:
+                    run.append((index, lease))
+                    size += lease.size
+                if request.take or not is_small:
+                    handle = hold.handle_of.get(lease.object_id)
+                    if handle is None:
+                        handle = services.holds.keep(hold, lease)
+                        found[position] = None
+                    if not is_small:
+                        channel.connection.send_object(index, len(lease.data), bytes(lease.metadata), handle)
+                if size >= services.limits.run_size:
+                    await self._send_run(run, encoding)
+                    run, size = [], 0
+            if run:
+                await self._send_run(run, encoding)
+            return missing
+        finally:
+            for lease in found:
+                if lease is not None:
+                    lease.release()
+
+    def _admit(self, request: Open, hold: Hold, lease: Lease) -> tuple[int, str] | None:
+        """Whether an object may be opened: None, or the outcome and its reason."""
+        holds, limits = self._services.holds, self._services.limits
+        if len(lease.data) > limits.max_data_size or len(lease.metadata) > limits.max_metadata_size:
+            sizes = f"{len(lease.data):,} bytes of data and {len(lease.metadata):,} of metadata"
+            return Outcome.TOO_LARGE, f"it has {sizes}"
+        is_held = request.take or lease.size > limits.small_size
+        if is_held and lease.object_id not in hold.leases and not holds.has_room(hold, lease.size):
+            return Outcome.NO_ROOM, "too much is held for this peer already"
+        if self._services.taking.overlap((lease.object_id,)):
+            return Outcome.BEING_TAKEN, ""
+        if request.take:
+            if not holds.claim(hold, lease.object_id):
+                return Outcome.BEING_TAKEN, ""
+        elif holds.is_claimed(lease.object_id):
+            return Outcome.BEING_TAKEN, ""
+        return None
+
+    async def _send_run(self, run: Sequence[tuple[int, Lease]], encoding: Encoding) -> None:
+        self._channel.connection.send_run([(index, lease.data, lease.metadata) for index, lease in run], encoding)
+        await self._channel.flush()
+        await self._channel.check_cancel()
+
+    def _encoding(self, number: int) -> Encoding:
+        peer, ours = self._channel.connection.peer, self._services.hello
+        encoding = Encoding(number) if number in (0, 1, 2) else Encoding.NONE
+        name = encoding.name.lower()
+        known = peer is not None and name in peer.features and name in ours.features
+        return encoding if known else Encoding.NONE
+
+    # Read
+
+    async def _read(self, request: Read) -> None:
+        hold = self._hold(request.token)
+        encoding = Encoding.ABSENT if request.checksums else self._encoding(request.encoding)
+        outcomes: _Outcomes = defaultdict(list)
+        for index, asked in enumerate(request.ranges):
+            outcome = await self._read_range(hold, index, asked, encoding)
+            if outcome is not None:
+                outcomes[outcome].append(index)
+        self._channel.queue_outcomes(outcomes)
+
+    async def _read_range(
+        self, hold: Hold, index: int, asked: Range, encoding: Encoding
+    ) -> tuple[int, str] | None:
+        channel = self._channel
+        object_id = hold.handles.get(asked.what)
+        at, end = asked.offset, asked.offset + asked.length
+        while at < end:
+            lease = None if object_id is None else hold.leases.get(object_id)
+            if lease is None:  # perhaps closed meanwhile, on another connection
+                return Outcome.EXPIRED, ""
+            if end > len(lease.data):
+                return Outcome.REFUSED, f"bytes {asked.offset} to {end} of {len(lease.data)} were asked for"
+            step = min(end, at + channel.connection.chunk_size)
+            # Let go of at a known line: an error on its way up would keep the slice, and so the object.
+            with lease.data[at:step] as piece:
+                channel.connection.send_chunk(index, at, piece, encoding)
+                await channel.flush()
+            await channel.check_cancel()
+            await trio.lowlevel.checkpoint()  # small requests have their turn, however fast this goes
+            at = step
+        return None
+
+    # Drop, close
+
+    async def _drop(self, request: Drop) -> None:
+        hold = self._hold(request.token)
+        outcomes: _Outcomes = defaultdict(list)
+        doomed: list[tuple[int, ObjectID]] = []
+        for index, object_id in enumerate(request.object_ids):
+            if object_id in hold.dropped:
+                outcomes[Outcome.DONE, ""].append(index)
+            elif object_id in hold.leases and object_id in hold.claimed:
+                doomed.append((index, object_id))
+            else:
+                outcomes[Outcome.EXPIRED, ""].append(index)
+        if doomed:
+            ids = [object_id for _, object_id in doomed]
+            codes = await self._channel.patiently(partial(self._services.store.delete, ids))
+            for (index, object_id), code in zip(doomed, codes, strict=True):
+                if code in (ErrorCode.OK, ErrorCode.OBJECT_IN_USE, ErrorCode.OBJECT_NOT_FOUND):
+                    hold.dropped.add(object_id)
+                    outcomes[Outcome.DONE, ""].append(index)
+                else:
+                    outcomes[Outcome.STORE_ERROR, f"the store answered {code.name}"].append(index)
+            self._services.holds.let_go(hold, ids)
+        self._channel.queue_outcomes(outcomes)
+
+    async def _close(self, request: Close) -> None:
+        hold = self._hold(request.token)
+        if request.object_ids:
+            self._services.holds.let_go(hold, request.object_ids)
+        else:
+            await self._services.holds.release(hold)
+
+    # Stat, list
+
+    async def _list(self, object_ids: Sequence[ObjectID] | None) -> None:
+        infos = await self._channel.patiently(self._services.store.list_objects)
+        if object_ids is not None:
+            known = {info.object_id: info for info in infos}
+            infos = [known[object_id] for object_id in object_ids if object_id in known]
+        for first in range(0, len(infos), _LISTED_AT_ONCE):
+            self._channel.connection.send(_listed(infos[first : first + _LISTED_AT_ONCE]))
+            await self._channel.flush()
+            await self._channel.check_cancel()
+
+
+def _listed(infos: Sequence[ObjectInfo]) -> Listed:
+    return Listed(
+        tuple(info.object_id for info in infos),
+        tuple(
+            Described(
+                info.data_size, info.metadata_size, info.ref_count, info.create_time, info.construct_duration
+            )
+            for info in infos
+        ),
+        tuple(info.digest or NO_DIGEST for info in infos),
+    )

@@ -1,0 +1,128 @@
+"""A SYNC at the server: fetch from all peers at once, and keep the client informed as long as it is there."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+
+import attrs
+import trio
+
+from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError
+from plasmastream.peer._budget import Budget
+from plasmastream.peer._results import Result, outcome_of
+from plasmastream.peer._services import CancelledByClientError, ServerChannel, Services
+from plasmastream.wire.stream.v2 import Amount, Fetch, Outcome, Outcomes, Progress, Sync
+
+_log = logging.getLogger(__name__)
+
+_REPORT_EVERY = 1.0
+_DEFAULT_MAX_BYTES = 256 << 20
+
+
+@attrs.define
+class _State:
+    """How far a peer request has come."""
+
+    objects: int = 0
+    nbytes: int = 0
+
+    def add(self, objects: int, nbytes: int) -> None:
+        self.objects += objects
+        self.nbytes += nbytes
+
+
+async def answer_sync(services: Services, channel: ServerChannel, request: Sync) -> None:
+    """Answer a SYNC, but for its END.
+
+    When the client leaves: what it asked for stops, or goes on to its end, as it said.
+
+    Raises:
+        CancelledByClientError: the client wants no more.
+        PeerError: it is gone.
+        ProtocolError: it broke the protocol.
+    """
+    await _SyncRequest(services, channel, request).answer()
+
+
+class _SyncRequest:
+    def __init__(self, services: Services, channel: ServerChannel, request: Sync) -> None:
+        self._services = services
+        self._channel = channel
+        self._request = request
+        self._states = [_State() for _ in request.requests]
+        self._budget = Budget(request.max_bytes or _DEFAULT_MAX_BYTES)
+        self._news = trio.Event()
+        self._sending = trio.Lock()
+        self._work = trio.CancelScope()
+        self._finished: list[tuple[int, Sequence[Result]]] = []
+        self._failure: PeerError | ProtocolError | None = None
+
+    async def answer(self) -> None:
+        async with trio.open_nursery() as attending:
+            with self._work:
+                attending.start_soon(self._listen)
+                attending.start_soon(self._report)
+                async with trio.open_nursery() as work:
+                    for number, fetch in enumerate(self._request.requests):
+                        work.start_soon(self._fetch, number, fetch)
+            async with self._sending:  # half a frame would be the end of the connection
+                attending.cancel_scope.cancel()
+        if self._failure is not None:
+            raise self._failure
+        self._queue_news()
+        await self._channel.flush()
+
+    async def _fetch(self, number: int, fetch: Fetch) -> None:
+        request = self._request
+        try:
+            results = await self._services.dispatcher.fetch(
+                fetch,
+                timeout=request.timeout or None,
+                encoding=request.encoding,
+                budget=self._budget,
+                report=self._states[number].add,
+            )
+        except PlasmastreamError as error:
+            results = [Result(object_id, outcome_of(error), str(error)) for object_id in fetch.object_ids]
+        except Exception:
+            _log.exception("a peer request ended by an error that nobody expected; please report it")
+            reason = "the server made an error, which its log describes"
+            results = [Result(object_id, Outcome.REFUSED, reason) for object_id in fetch.object_ids]
+        self._finished.append((number, results))
+        self._states[number].objects = len(results)
+        self._news.set()
+
+    async def _listen(self) -> None:
+        try:
+            self._leave(self._channel.not_wanted(await self._channel.next_event()))
+        except (PeerError, ProtocolError) as error:
+            self._leave(error)
+
+    async def _report(self) -> None:
+        while self._failure is None:
+            with trio.move_on_after(_REPORT_EVERY):
+                await self._news.wait()
+            self._news = trio.Event()
+            try:
+                async with self._sending:
+                    self._queue_news()
+                    await self._channel.flush()
+            except PeerError as error:
+                self._leave(error)
+
+    def _queue_news(self) -> None:
+        connection = self._channel.connection
+        connection.send(Progress(tuple(Amount(state.objects, state.nbytes) for state in self._states)))
+        finished, self._finished = self._finished, []
+        for number, results in finished:
+            groups: dict[tuple[int, str], list[int]] = defaultdict(list)
+            for index, result in enumerate(results):
+                groups[result.outcome, result.reason[:1000]].append(index)
+            for (outcome, reason), indexes in groups.items():
+                connection.send(Outcomes(number, outcome, reason, tuple(indexes)))
+
+    def _leave(self, failure: PeerError | ProtocolError) -> None:
+        """The client wants no more, or is gone: stop, unless it wished otherwise."""
+        self._failure = self._failure or failure
+        if not self._request.detach or isinstance(failure, CancelledByClientError):
+            self._work.cancel()

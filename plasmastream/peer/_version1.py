@@ -1,0 +1,194 @@
+"""A client of version 1 of the protocol, for peers that know no other."""
+
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import attrs
+
+from plasmastream._errors import PeerError, TransferError
+from plasmastream._object_id import ObjectID
+from plasmastream.peer._receiver import Progress, Receiver
+from plasmastream.peer._timeouts import PeerTimeouts
+from plasmastream.peer._transport import Connect, PeerStalledError, Transport, format_address
+from plasmastream.store._object_store import ObjectStore
+from plasmastream.wire.stream import (
+    NEED_DATA,
+    ClientConnection,
+    Limits,
+    PeerRequest,
+    SyncAnswered,
+    TransferKind,
+)
+
+_PERHAPS_INVALID = "a server does so when it finds a SYNC invalid, one that names itself for instance: see its log"
+
+
+@attrs.define(eq=False)
+class _Link:
+    transport: Transport
+    connection: ClientConnection
+
+
+class Version1Client:
+    """A client of the server at `host` and `port`. One request at a time; more wait in order.
+
+    It connects when it has to, and again after an error. Call `aclose` in the end.
+
+    Args:
+        host: a name, or an IPv4 or IPv6 address.
+        port: its TCP port.
+        timeouts: how patient to be.
+        connect: makes a connection.
+        limits: what is asked for and accepted.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        timeouts: PeerTimeouts,
+        connect: Connect,
+        limits: Limits | None = None,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self._timeouts = timeouts
+        self._limits = limits or Limits()
+        self._connect = connect
+        self._lock = anyio.Lock()
+        self._link: _Link | None = None
+
+    async def copy(
+        self, object_ids: Sequence[ObjectID], store: ObjectStore, *, on_progress: Progress | None = None
+    ) -> None:
+        """Fetch objects into a store; the peer keeps its own. All of them or none, per 65,536.
+
+        Args:
+            object_ids: which objects, all distinct.
+            store: where they go.
+            on_progress: called with (objects, bytes) that arrived since the last call.
+
+        Raises:
+            TransferError: the peer refused; `status` says why.
+            PeerError: it cannot be reached, broke off, or stood still.
+            RemoteProtocolError: it broke the protocol.
+            StoreError: `store` refused an object (ObjectExistsError: it has it already), or is gone.
+        """
+        await self._transfer(TransferKind.COPY, object_ids, store, on_progress)
+
+    async def take(
+        self, object_ids: Sequence[ObjectID], store: ObjectStore, *, on_progress: Progress | None = None
+    ) -> None:
+        """Fetch objects into a store, whereupon the peer deletes its own: as `copy` otherwise.
+
+        The peer is told that all arrived by a clean end of the connection; should anything fail before, including this
+        process, it sees a broken connection and keeps its objects.
+        """
+        await self._transfer(TransferKind.TAKE, object_ids, store, on_progress)
+
+    async def sync(self, peer_requests: Sequence[PeerRequest], *, timeout: float | None = None) -> tuple[int, ...]:
+        """Have the server fetch objects from other peers into its own store, and wait until all of it is done.
+
+        Args:
+            peer_requests: what to fetch from whom; no object twice.
+            timeout: how long to wait for the answer, in seconds; None for as long as the connection stands. Fetching
+                goes on when we stop waiting.
+
+        Returns:
+            A status byte for each peer request, in order: see `plasmastream.wire.stream.Status`.
+
+        Raises:
+            PeerError: the server cannot be reached, broke off (it does when it finds the request invalid), or did not
+                answer in time.
+            RemoteProtocolError: it broke the protocol.
+        """
+        async with self._lock, self._linked() as link:
+            link.connection.request_sync(peer_requests)
+            await link.transport.send(link.connection.data_to_send(), timeout=self._timeouts.progress)
+            patience = math.inf if timeout is None else timeout
+            while True:
+                event = link.connection.next_event()
+                if isinstance(event, SyncAnswered):
+                    return event.statuses
+                assert event is NEED_DATA
+                try:
+                    with link.connection.get_buffer() as buffer:
+                        nbytes = await link.transport.receive_into(buffer, timeout=patience)
+                except PeerStalledError:
+                    raise
+                except PeerError as error:
+                    raise PeerError(f"{error}; {_PERHAPS_INVALID}") from error
+                if not nbytes:
+                    raise PeerError(f"{link.transport.peer} ended the connection without an answer; {_PERHAPS_INVALID}")
+                link.connection.advance(nbytes)
+
+    async def connect(self) -> None:
+        """Connect, if that is not done.
+
+        Raises:
+            PeerError: the server cannot be reached.
+        """
+        async with self._lock, self._linked():
+            pass
+
+    async def aclose(self) -> None:
+        """Close the connection. May be called again; the client may go on to be used."""
+        self._disconnect()
+        await anyio.lowlevel.checkpoint()
+
+    async def _transfer(
+        self, kind: TransferKind, object_ids: Sequence[ObjectID], store: ObjectStore, on_progress: Progress | None
+    ) -> None:
+        for first in range(0, len(object_ids), self._limits.max_objects):
+            async with self._lock, self._linked() as link:
+                wanted = object_ids[first : first + self._limits.max_objects]
+                link.connection.request_transfer(kind, wanted)
+                if kind is TransferKind.TAKE:
+                    link.transport.break_on_death(True)
+                await link.transport.send(link.connection.data_to_send(), timeout=self._timeouts.progress)
+                await Receiver(
+                    link.connection,
+                    link.transport,
+                    store,
+                    what=f"object {wanted[0]}" if len(wanted) == 1 else f"{len(wanted):,} objects",
+                    progress_timeout=self._timeouts.progress,
+                    store_timeout=self._timeouts.store,
+                    on_progress=on_progress,
+                ).run()
+                link.transport.break_on_death(False)
+                self._disconnect()  # version 1 has no other word for "all is here"
+
+    @asynccontextmanager
+    async def _linked(self) -> AsyncIterator[_Link]:
+        """A connection between requests; it is broken off when the block fails."""
+        if self._link is not None and not self._link.transport.is_quiet():
+            self._disconnect()  # the server has closed it, being idle for long
+        if self._link is None:
+            transport = await self._connect(self.host, self.port, timeout=self._timeouts.connect)
+            self._link = _Link(transport, ClientConnection(self._limits))
+        link = self._link
+        try:
+            yield link
+        except TransferError:  # a refusal: nothing is under way
+            link.transport.break_on_death(False)
+            self._disconnect()
+            raise
+        except BaseException:
+            link.transport.abort()
+            self._link = None
+            raise
+
+    def _disconnect(self) -> None:
+        if self._link is not None:
+            self._link.transport.close()
+            self._link = None
+
+    def __str__(self) -> str:
+        return format_address((self.host, self.port))
+
+    def __repr__(self) -> str:
+        return f"<Version1Client of {self}>"
+

@@ -1,0 +1,575 @@
+"""The two ends of a connection of version 2, without I/O and without a clock.
+
+Reading: fill `get_buffer()` and say so with `advance()`, then take events from `next_event()` until it answers a
+`Signal`. Sending only queues: `data_to_send()` hands out the pieces, unjoined. Time is told with `now`, in seconds from
+anywhere; `deadline` is when the other side is late, and `late` says with what.
+
+What a frame may be and when it may come is one table for both ends, in `_state.py`. Promises: of what was announced but
+has not arrived, memory is taken for one payload at most, in pages that it fills; nothing escapes but
+`RemoteProtocolError` (`DamagedError` where a frame was damaged on its way), after which the connection is of no use,
+and `LocalProtocolError`, after which it is as it was before the call.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from typing import Any, TypeAlias
+
+from xxhash import xxh3_64_intdigest
+
+from plasmastream._errors import LocalProtocolError, RemoteProtocolError
+from plasmastream.wire._payload import DIRECT_SIZE, Payload
+from plasmastream.wire._scratch import Scratch
+from plasmastream.wire.stream._events import NEED_BUFFER, NEED_DATA, ConnectionClosed, Event, Signal
+from plasmastream.wire.stream.v2._encodings import Encoding, decode, encode
+from plasmastream.wire.stream.v2._events import (
+    ChunkEnded,
+    ChunkStarted,
+    ChunkSummed,
+    ObjectDescribed,
+    RunArrived,
+    RunDamaged,
+)
+from plasmastream.wire.stream.v2._frames import (
+    CHUNK,
+    HEAD,
+    MAGIC,
+    OBJECT,
+    RUN,
+    RUN_ENTRY,
+    DamagedError,
+    FrameType,
+    Head,
+    check_of,
+    pack_frame,
+    unpack_head,
+)
+from plasmastream.wire.stream.v2._limits import (
+    MAX_HELLO_SIZE,
+    MAX_RUN_SIZE,
+    MAX_SYNC_SIZE,
+    SCRATCH_SIZE,
+    Limits,
+    Patience,
+)
+from plasmastream.wire.stream.v2._liveness import Lateness, Liveness
+from plasmastream.wire.stream.v2._messages import (
+    Drop,
+    Hello,
+    Message,
+    Open,
+    Put,
+    Stat,
+    Sync,
+    decode_message,
+    encode_message,
+)
+from plasmastream.wire.stream.v2._state import CLIENT_MAY, GREETING, IDLE, REQUESTS, SERVER_MAY
+
+Piece: TypeAlias = bytes | memoryview
+AnyEvent: TypeAlias = Event | Message
+
+_HEAD_OF_CHUNK = HEAD.size + CHUNK.size
+_MORE_THAN_A_RUN = RUN_ENTRY.size * 65_536  # what a table of empty objects adds to it
+
+
+class _Connection(ABC):
+    """What both ends share.
+
+    Args:
+        hello: what to say of ourselves.
+        now: the time.
+        limits: what is accepted and sent.
+        patience: how late the other side may be.
+    """
+
+    may_send = CLIENT_MAY
+    may_come = SERVER_MAY
+
+    def __init__(
+        self, hello: Hello, now: float, *, limits: Limits | None = None, patience: Patience | None = None
+    ) -> None:
+        self.limits = limits or Limits()
+        self.hello = hello
+        self.peer: Hello | None = None
+        """What the other side said of itself; None before."""
+        self.state = GREETING
+        self.chunk_size = self.limits.chunk_size
+        """Bytes of the largest chunk that both sides allow."""
+        self._tag = 0
+        self._scratch = Scratch(SCRATCH_SIZE)
+        self._outgoing: list[Piece] = []
+        self._payload: Payload | None = None
+        self._in_frame = False
+        self._expects_chunks = False
+        self._eof = False
+        self._failure: tuple[type[RemoteProtocolError], str] | None = None
+        self._liveness = Liveness(patience or Patience(), now)
+        self._parser = self._parse()
+
+    # Bytes in
+
+    def get_buffer(self) -> memoryview:
+        """The place for the next bytes, writable; let go of it after `advance`. After NEED_DATA it is not empty.
+
+        A query: asking changes nothing, so a read into the view may be cancelled.
+        """
+        if self._payload is not None and self._payload.direct:
+            return self._payload.rest()
+        tail = self._scratch.tail()
+        if self._expects_chunks and len(self._scratch) < _HEAD_OF_CHUNK:
+            # The head of the next chunk alone, so that what follows it can be read to its place directly.
+            return tail[: _HEAD_OF_CHUNK - len(self._scratch)]
+        return tail
+
+    def advance(self, nbytes: int, now: float) -> None:
+        """Say that the first `nbytes` of the last `get_buffer()` are filled. Call it right after the read.
+
+        Raises:
+            LocalProtocolError: `nbytes` is 0 (an empty read is `receive_eof`), or more than was offered.
+        """
+        if nbytes <= 0 or self._eof:
+            raise LocalProtocolError("nothing was read; the end of the stream is receive_eof()")
+        if not self._is_in_frame:
+            self._liveness.begin_frame(now)
+        if self._payload is not None and self._payload.direct:
+            self._payload.fill(nbytes)
+        else:
+            self._scratch.advance(nbytes)
+        self._liveness.progress(nbytes, now)
+
+    def receive_eof(self) -> None:
+        """Say that nothing follows what was received. Saying it twice is harmless."""
+        self._eof = True
+
+    def next_event(self) -> AnyEvent | Signal:
+        """The next event, or a `Signal` if there is none: NEED_DATA, NEED_BUFFER.
+
+        Raises:
+            DamagedError: a frame was damaged on its way.
+            RemoteProtocolError: the other side broke the protocol, or ended the connection within a frame, or (to a
+                client) within a request. Every later call raises it again.
+        """
+        if self._failure is not None:
+            error, reason = self._failure
+            raise error(reason)
+        try:
+            event = next(self._parser)
+            if event is NEED_DATA and self._eof:
+                self._check_end()
+                return ConnectionClosed()
+        except RemoteProtocolError as error:
+            # Not the exception itself: its traceback would keep frames alive, and with them the caller's memory.
+            self._failure = type(error), str(error)
+            self._let_go()
+            raise
+        return event
+
+    def supply_buffer(self, buffer: memoryview | bytearray) -> None:
+        """Say where the bytes of the chunk go: borrowed until `ChunkEnded`, `discard_chunk` or a failure.
+
+        Raises:
+            LocalProtocolError: no chunk waits for a buffer, or this one does not fit it.
+        """
+        if self._payload is None or not self._payload.wants_buffer:
+            raise LocalProtocolError("no chunk waits for a buffer")
+        self._payload.supply(buffer, self._scratch)
+
+    def discard_chunk(self) -> None:
+        """Have the chunk, or the rest of it, read and dropped, if there is one; `ChunkEnded` follows all the same."""
+        if self._payload is not None:
+            self._payload.discard()
+
+    def close(self) -> None:
+        """Let go of everything; the connection is of no use afterwards."""
+        self._let_go()
+        self._outgoing.clear()
+        self._parser.close()  # which knows this connection: they would keep each other alive
+        if self._failure is None:
+            self._failure = RemoteProtocolError, "the connection was closed"
+
+    # Time
+
+    @property
+    def deadline(self) -> float:
+        """When the other side is late if nothing comes before; infinite if nothing is due."""
+        return self._liveness.deadline(self._is_in_frame)
+
+    @property
+    def last_progress(self) -> float:
+        """When something came last, or was asked for."""
+        return self._liveness.last_progress
+
+    def late(self, now: float) -> Lateness | None:
+        """What the other side is late with, if with anything."""
+        return self._liveness.late(self._is_in_frame, now)
+
+    def sent(self, now: float) -> None:
+        """Say that what was queued has left: the other side has its time from now on."""
+        self._liveness.expect(self._due(), now)
+
+    # Bytes out
+
+    def data_to_send(self) -> list[Piece]:
+        """Take what is queued: pieces to be sent in order, not joined, some of them the caller's own memory."""
+        pieces, self._outgoing = self._outgoing, []
+        return pieces
+
+    def send(self, message: Message) -> None:
+        """Queue a control message.
+
+        Raises:
+            LocalProtocolError: it is out of place, or larger than allowed.
+        """
+        self._check_sending(message.type)
+        body = encode_message(message)
+        if len(body) > self._most_bytes_of(message.type):
+            raise LocalProtocolError(f"a {message.type.name} of {len(body)} bytes is larger than allowed")
+        if message.type in REQUESTS:
+            self._tag = self._tag % 0xFFFF + 1
+        self._outgoing.append(pack_frame(message.type, self._tag if self.state is not GREETING else 0, body))
+        self._changed_by(message.type)
+
+    def send_object(self, index: int, data_size: int, metadata: Piece, handle: int = 0) -> None:
+        """Queue the description of an object."""
+        self._check_sending(FrameType.OBJECT)
+        body = b"".join((OBJECT.pack(index, len(metadata), data_size, handle), metadata))
+        self._outgoing.append(pack_frame(FrameType.OBJECT, self._tag, body))
+
+    def send_chunk(self, index: int, offset: int, content: memoryview, encoding: Encoding = Encoding.NONE) -> None:
+        """Queue a piece of an object, which may not change before it has left."""
+        self._check_sending(FrameType.CHUNK)
+        if not 0 < len(content) <= self.chunk_size:
+            raise LocalProtocolError(f"a chunk has 1 to {self.chunk_size} bytes, not {len(content)}")
+        checksum = xxh3_64_intdigest(content)
+        encoded = b"" if encoding is Encoding.ABSENT else encode(encoding, content)
+        if encoded is None:
+            encoding, encoded = Encoding.NONE, content
+        body = CHUNK.pack(index, encoding, offset, len(content), len(encoded), checksum)
+        self._outgoing.append(pack_frame(FrameType.CHUNK, self._tag, body))
+        if len(encoded):
+            self._outgoing.append(encoded)
+
+    def send_run(self, objects: Sequence[tuple[int, Piece, Piece]], encoding: Encoding = Encoding.NONE) -> None:
+        """Queue small objects: index, data, metadata of each. All is copied."""
+        self._check_sending(FrameType.RUN)
+        parts: list[Piece] = [RUN_ENTRY.pack(index, len(data), len(meta)) for index, data, meta in objects]
+        for _, data, metadata in objects:
+            parts += (metadata, data)
+        content = b"".join(parts)
+        if len(content) > MAX_RUN_SIZE + _MORE_THAN_A_RUN:
+            raise LocalProtocolError(f"a run of {len(content)} bytes is larger than allowed")
+        encoded = encode(encoding, content)
+        if encoded is None:
+            encoding, encoded = Encoding.NONE, content
+        body = RUN.pack(len(objects), encoding, len(content), len(encoded), xxh3_64_intdigest(content))
+        self._outgoing += (pack_frame(FrameType.RUN, self._tag, body), encoded)
+
+    # What differs between the ends
+
+    @abstractmethod
+    def _due(self) -> Lateness | None:
+        """What the other side owes in this state."""
+
+    def _met(self, hello: Hello) -> None:
+        self.peer = hello
+        self.chunk_size = min(self.chunk_size, hello.max_chunk)
+
+    @property
+    def _is_in_frame(self) -> bool:
+        """Whether a frame has begun and not ended."""
+        return self._in_frame or bool(len(self._scratch))
+
+    def _check_end(self) -> None:
+        if self._is_in_frame:
+            raise RemoteProtocolError("the connection ended in the middle of a frame")
+
+    def _accept(self, head: Head) -> bool:
+        """Whether a frame of which this is the head is to be read; False where it is passed over."""
+        if head.type not in self.may_come[self.state]:
+            raise RemoteProtocolError(f"a frame {head.type.name} came out of place, in the state {self.state.name}")
+        if head.length > self._most_bytes_of(head.type):
+            raise RemoteProtocolError(f"a {head.type.name} announces a body of {head.length} bytes, too many")
+        return True
+
+    def _most_bytes_of(self, frame_type: FrameType) -> int:
+        if frame_type is FrameType.HELLO:
+            return MAX_HELLO_SIZE
+        return MAX_SYNC_SIZE if frame_type is FrameType.SYNC else self.limits.max_body_size
+
+    def _changed_by(self, frame_type: FrameType) -> None:
+        """Note a frame that was sent, or has come, if it leads to another state."""
+        if frame_type in REQUESTS:
+            self.state = frame_type
+        elif frame_type is FrameType.END:
+            self.state = IDLE
+            self._expects_chunks = False
+
+    # Parsing
+
+    def _parse(self) -> Generator[AnyEvent | Signal, None, None]:
+        while True:
+            while len(self._scratch) < HEAD.size:
+                yield NEED_DATA
+            self._in_frame = True
+            head = unpack_head(self._scratch.take(HEAD.size))
+            wanted = self._accept(head)
+            body = yield from self._read_body(head)
+            match head.type:
+                case FrameType.CHUNK:
+                    yield from self._parse_chunk(body)
+                case FrameType.RUN:
+                    yield from self._parse_run(body)
+                case FrameType.OBJECT:
+                    self._in_frame = False
+                    yield self._described(body)
+                case _:
+                    self._in_frame = False
+                    message = decode_message(head.type, body)
+                    self._check_message(message)
+                    if isinstance(message, Hello):
+                        self._met(message)
+                    self._changed_by(head.type)
+                    if wanted:
+                        yield message
+
+    def _read_body(self, head: Head) -> Generator[Signal, None, bytearray]:
+        # It grows as it comes: an announcement alone takes no memory.
+        body = bytearray()
+        while missing := head.length - len(body):
+            if arrived := min(missing, len(self._scratch)):
+                body += self._scratch.take(arrived)
+            else:
+                yield NEED_DATA
+        if check_of(memoryview(body)) != head.check:
+            raise DamagedError(f"the body of a {head.type.name} was damaged on its way")
+        return body
+
+    def _parse_chunk(self, body: bytearray) -> Generator[AnyEvent | Signal, None, None]:
+        if len(body) != CHUNK.size:
+            raise RemoteProtocolError(f"a CHUNK has a body of {len(body)} bytes")
+        index, number, offset, length, wire_length, checksum = CHUNK.unpack(body)
+        encoding = _encoding(number)
+        self._check_payload(length, wire_length, self.chunk_size, encoding)
+        if encoding is Encoding.ABSENT:
+            self._in_frame = False
+            yield ChunkSummed(index, offset, length, checksum)
+            return
+        # One event: a generator that waits for its buffer would not notice a second one.
+        payload = self._payload = Payload(length, wants_buffer=True)
+        self._expects_chunks = length >= DIRECT_SIZE
+        yield ChunkStarted(index, offset, length)
+        while payload.wants_buffer:
+            yield NEED_BUFFER
+        is_intact = False
+        if encoding is Encoding.NONE:
+            yield from self._fill(payload)
+            if payload.destination is not None:
+                is_intact = xxh3_64_intdigest(payload.destination) == checksum
+        else:
+            content = yield from self._read_encoded(encoding, wire_length, length)
+            if content is not None and payload.destination is not None:
+                is_intact = xxh3_64_intdigest(content) == checksum
+                payload.destination[:] = content
+        self._let_go()
+        self._in_frame = False
+        yield ChunkEnded(index, offset, length, is_intact)
+
+    def _parse_run(self, body: bytearray) -> Generator[AnyEvent | Signal, None, None]:
+        if len(body) != RUN.size:
+            raise RemoteProtocolError(f"a RUN has a body of {len(body)} bytes")
+        count, number, length, wire_length, checksum = RUN.unpack(body)
+        encoding = _encoding(number)
+        self._check_payload(length, wire_length, MAX_RUN_SIZE + _MORE_THAN_A_RUN, encoding)
+        content = yield from self._read_encoded(encoding, wire_length, length)
+        self._in_frame = False
+        if content is None or xxh3_64_intdigest(content) != checksum:
+            yield RunDamaged()
+            return
+        yield RunArrived(_entries(content, count))
+
+    def _read_encoded(
+        self, encoding: Encoding, wire_length: int, length: int
+    ) -> Generator[Signal, None, bytes | bytearray | None]:
+        payload = self._payload = Payload(wire_length)
+        encoded = bytearray(wire_length)
+        payload.supply(encoded, self._scratch)
+        yield from self._fill(payload)
+        self._let_go()
+        return encoded if encoding is Encoding.NONE else decode(encoding, encoded, length)
+
+    def _fill(self, payload: Payload) -> Generator[Signal, None, None]:
+        while True:
+            payload.absorb(self._scratch)
+            if not payload.missing:
+                return
+            yield NEED_DATA
+
+    def _let_go(self) -> None:
+        if self._payload is not None:
+            self._payload.let_go()
+            self._payload = None
+
+    def _described(self, body: bytearray) -> ObjectDescribed:
+        if len(body) < OBJECT.size:
+            raise RemoteProtocolError(f"an OBJECT has a body of {len(body)} bytes")
+        index, metadata_size, data_size, handle = OBJECT.unpack_from(body)
+        if metadata_size != len(body) - OBJECT.size:
+            raise RemoteProtocolError(f"an OBJECT of {len(body)} bytes says that its metadata has {metadata_size}")
+        if metadata_size > self.limits.max_metadata_size or data_size > self.limits.max_data_size:
+            raise RemoteProtocolError(f"an object of {data_size} and {metadata_size} bytes is larger than allowed")
+        return ObjectDescribed(index, data_size, handle, bytes(body[OBJECT.size :]))
+
+    # Checks
+
+    def _check_sending(self, frame_type: FrameType) -> None:
+        if frame_type not in self.may_send[self.state]:
+            raise LocalProtocolError(f"a {frame_type.name} is out of place in the state {self.state.name}")
+
+    def _check_message(self, message: Any) -> None:
+        limits = self.limits
+        match message:
+            case Open(object_ids=ids) | Stat(object_ids=ids) | Put(object_ids=ids) | Drop(object_ids=ids):
+                _check(1 <= len(ids) <= limits.max_objects, "a request names %d objects", len(ids))
+                if isinstance(message, Put):
+                    _check(len(ids) == len(message.sizes), "a PUT has sizes of %d objects", len(message.sizes))
+                    for sizes in message.sizes:
+                        fits = sizes.data <= limits.max_data_size and sizes.metadata <= limits.max_metadata_size
+                        _check(fits, "a PUT has an object of %d bytes", sizes.data + sizes.metadata)
+            case Sync(requests=requests):
+                _check(1 <= len(requests) <= limits.max_peer_requests, "a SYNC has %d peer requests", len(requests))
+                for request in requests:
+                    count = len(request.object_ids)
+                    _check(1 <= count <= limits.max_objects, "a peer request names %d objects", count)
+                    _check(request.port > 0, "a peer request names port %d", request.port)
+                count = sum(len(request.object_ids) for request in requests)
+                _check(count <= limits.max_sync_objects, "a SYNC names %d objects", count)
+                named = {object_id for request in requests for object_id in request.object_ids}
+                _check(len(named) == count, "a SYNC names %d objects, and some of them twice", count)
+            case Hello():
+                _check(message.max_chunk > 0, "a HELLO allows chunks of %d bytes", message.max_chunk)
+            case _:
+                pass
+
+    def _check_payload(self, length: int, wire_length: int, most: int, encoding: Encoding) -> None:
+        _check(1 <= length <= most, "a payload of %d bytes is not allowed", length)
+        match encoding:
+            case Encoding.NONE:
+                _check(wire_length == length, "a payload has two sizes: %d and another", length)
+            case Encoding.ABSENT:
+                _check(wire_length == 0, "an absent payload has %d bytes", wire_length)
+            case _:
+                _check(1 <= wire_length < length, "an encoded payload has %d bytes", wire_length)
+                name = encoding.name.lower()
+                _check(name in self.hello.features, "a payload has the encoding %d, which nobody named", encoding)
+
+
+class ClientConnection(_Connection):
+    """The end that asks. `greet` comes first, then requests, each after the `End` of the one before."""
+
+    def greet(self) -> None:
+        """Queue the beginning of the connection."""
+        self._outgoing.append(MAGIC)
+        self.send(self.hello)
+
+    def _met(self, hello: Hello) -> None:
+        super()._met(hello)
+        self.state = IDLE
+
+    def _due(self) -> Lateness | None:
+        if self.state is GREETING:
+            return Lateness.HELLO
+        return None if self.state is IDLE else Lateness.SILENT
+
+    def _check_end(self) -> None:
+        super()._check_end()
+        if self.state is not IDLE:
+            raise RemoteProtocolError("the server ended the connection before the answer")
+
+    def _accept(self, head: Head) -> bool:
+        super()._accept(head)
+        if self.state not in (GREETING, IDLE) and head.tag != self._tag:
+            raise RemoteProtocolError(f"an answer has the tag {head.tag} instead of {self._tag}")
+        return True
+
+
+class ServerConnection(_Connection):
+    """The end that is asked. `greet` answers a `Hello`; each request is answered with frames up to `End`.
+
+    What the client began the connection with has been read up to the end of `MAGIC`; `head_start` is what came with it.
+    """
+
+    may_send = SERVER_MAY
+    may_come = CLIENT_MAY
+
+    def __init__(
+        self,
+        hello: Hello,
+        now: float,
+        *,
+        limits: Limits | None = None,
+        patience: Patience | None = None,
+        head_start: bytes = b"",
+    ) -> None:
+        super().__init__(hello, now, limits=limits, patience=patience)
+        with self._scratch.tail() as tail:
+            tail[: len(head_start)] = head_start
+        self._scratch.advance(len(head_start))
+
+    def greet(self) -> None:
+        """Queue the answer to the client's `Hello`."""
+        self.send(self.hello)
+        self.state = IDLE
+
+    def _due(self) -> Lateness | None:
+        match self.state:
+            case FrameType.HELLO:
+                return Lateness.HELLO
+            case FrameType.END:
+                return Lateness.IDLE
+            case FrameType.PUT:
+                return Lateness.SILENT
+            case _:
+                return None
+
+    def _accept(self, head: Head) -> bool:
+        super()._accept(head)
+        if head.type in REQUESTS:
+            self._tag = head.tag
+        # A CANCEL that came too late means a request that is over.
+        return head.type is not FrameType.CANCEL or (self.state is not IDLE and head.tag == self._tag)
+
+    def _changed_by(self, frame_type: FrameType) -> None:
+        super()._changed_by(frame_type)
+        if frame_type in REQUESTS:
+            self._liveness.expect(self._due(), self._liveness.last_progress)
+
+
+def _check(holds: bool, fault: str, number: int) -> None:
+    if not holds:
+        raise RemoteProtocolError(fault % number)
+
+
+def _encoding(number: int) -> Encoding:
+    try:
+        return Encoding(number)
+    except ValueError:
+        raise RemoteProtocolError(f"a payload has the unknown encoding {number}") from None
+
+
+def _entries(content: bytes | bytearray, count: int) -> tuple[tuple[int, memoryview, memoryview], ...]:
+    """Read the objects of a run: its checksum was right, so any fault is the sender's."""
+    at = count * RUN_ENTRY.size
+    if at > len(content):
+        raise RemoteProtocolError(f"a run of {len(content)} bytes cannot have {count} objects")
+    view = memoryview(content).toreadonly()
+    found = []
+    for index, data_size, metadata_size in RUN_ENTRY.iter_unpack(view[:at]):
+        end = at + metadata_size + data_size
+        if end > len(content):
+            raise RemoteProtocolError("an object reaches out of its run")
+        found.append((index, view[at + metadata_size : end], view[at : at + metadata_size]))
+        at = end
+    if at != len(content):
+        raise RemoteProtocolError(f"a run has {len(content) - at} bytes too many")
+    return tuple(found)
+

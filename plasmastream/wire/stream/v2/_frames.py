@@ -1,0 +1,106 @@
+"""The layouts of version 2: the head of every frame, and the bodies that are hot. Pure functions; little-endian.
+
+::
+
+    offset  0   type           u8
+            1   0              u8
+            2   tag            u16
+            4   body length    u32
+            8   check of the first 8 bytes: the lower half of their XXH3-64
+           12   check of the body, likewise
+           16   body
+"""
+
+from enum import IntEnum
+from struct import Struct
+from typing import Final
+
+import attrs
+from xxhash import xxh3_64_intdigest
+
+from plasmastream._errors import RemoteProtocolError
+from plasmastream.wire.stream._messages import MAGIC_OF_VERSION_2
+
+MAGIC: Final = MAGIC_OF_VERSION_2
+"""What a connection of version 2 begins with."""
+
+HEAD: Final = Struct("<BBHIII")
+_START: Final = Struct("<BBHI")
+_CHECKS: Final = Struct("<II")
+_LOWER_HALF: Final = 0xFFFF_FFFF
+
+OBJECT: Final = Struct("<IIQQ")
+"""index, metadata size, data size, handle; the metadata follows."""
+CHUNK: Final = Struct("<IB3xQIIQ")
+"""index, encoding, offset, length, length on the wire, checksum."""
+RUN: Final = Struct("<IB3xIIQ")
+"""count, encoding, length, length on the wire, checksum."""
+RUN_ENTRY: Final = Struct("<III")
+"""index, data size, metadata size."""
+
+
+class FrameType(IntEnum):
+    """What a frame is."""
+
+    HELLO = 1
+    OPEN = 2
+    READ = 3
+    DROP = 4
+    CLOSE = 5
+    PUT = 6
+    SYNC = 7
+    STAT = 8
+    LIST = 9
+    CANCEL = 10
+    OBJECT = 16
+    CHUNK = 17
+    RUN = 18
+    WANT = 19
+    OUTCOMES = 20
+    PROGRESS = 21
+    LISTED = 22
+    END = 23
+
+
+class DamagedError(RemoteProtocolError):
+    """A frame was damaged on its way: its check is wrong. Nobody can know where the next one begins."""
+
+
+@attrs.frozen
+class Head:
+    """The head of a frame, checked."""
+
+    type: FrameType
+    tag: int
+    length: int
+    check: int
+
+
+def check_of(octets: bytes | memoryview) -> int:
+    """The check of a head, or of a body: 32 bits."""
+    return xxh3_64_intdigest(octets) & _LOWER_HALF
+
+
+def pack_frame(frame_type: FrameType, tag: int, body: bytes) -> bytes:
+    """Write a whole frame, but for its payload."""
+    start = _START.pack(frame_type, 0, tag, len(body))
+    return b"".join((start, _CHECKS.pack(check_of(start), check_of(body)), body))
+
+
+def unpack_head(octets: bytes) -> Head:
+    """Read the 16 bytes at the beginning of a frame.
+
+    Raises:
+        DamagedError: they are not what was sent.
+        RemoteProtocolError: there is no frame of this type.
+    """
+    frame_type, zero, tag, length, check, body_check = HEAD.unpack(octets)
+    if check != check_of(octets[: _START.size]):
+        raise DamagedError("the head of a frame was damaged on its way")
+    try:
+        known = FrameType(frame_type)
+    except ValueError:
+        known = None
+    if known is None or zero:
+        raise RemoteProtocolError(f"a frame has the unknown type {frame_type}, {zero}")
+    return Head(known, tag, length, body_check)
