@@ -6,6 +6,7 @@
 #   make fuzz     spoilt input for parsers and live servers; a million of them, or INPUTS=..., from SEED=...
 #   make kills    kill 500 clients of each kind (KILLS=...) at random moments, and check the store each time
 #   make soak     ten minutes (SECONDS=...) of transfers between two nodes while everything goes wrong (needs root)
+#   make simulate   2,000 simulated worlds of peers in trouble (SEEDS=...), from SEED=... on
 #   make schema   regenerate the flatbuffers code that the tests compare ours with (needs flatc)
 #   make clean    remove what the others made, the environments included
 #
@@ -13,7 +14,7 @@
 # last pyarrow that came with Plasma, which needs CPython 3.11 (APACHE_PYTHON=...); without it, tests skip.
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint fuzz kills soak schema clean setup setup-apache setup-fuzz
+.PHONY: help demo test check lint fuzz kills simulate soak schema clean setup setup-apache setup-fuzz
 
 PYTHON ?= python3.11 python3.12 python3.13 python3
 APACHE_PYTHON ?= python3.11 python3
@@ -25,7 +26,6 @@ APACHE_READY := .venv-apache/ready-pyarrow-11.0.0
 
 # Fuzzing led by coverage has an environment of its own, .venv-fuzz, for a CPython that atheris has wheels for.
 INPUTS ?= 1000000
-SEED ?= 1
 FUZZ_PYTHON ?= python3.12 python3.13 python3.11 python3.14 python3
 FUZZ_READY := .venv-fuzz/ready
 
@@ -67,17 +67,21 @@ lint: setup
 
 # A failed run prints its seed: make kills SEED=... repeats it.
 KILLS ?= 500
-SEED ?= 0
 kills: setup setup-apache
 	@if [ -e $(APACHE_READY) ]; then export PLASMASTREAM_REQUIRE_APACHE=1; fi; \
-	  PLASMASTREAM_KILLS=$(KILLS) PLASMASTREAM_KILLS_SEED=$(SEED) \
+	  PLASMASTREAM_KILLS=$(KILLS) PLASMASTREAM_KILLS_SEED=$(or $(SEED),0) \
 	  $(BIN)/python -m pytest -rP -k random_moments tests/interop/test_kills.py
 
 # Two machines are two network namespaces here. PEER_VERSION=2 lets happen what version 1 cannot notice.
 SECONDS ?= 600
 PEER_VERSION ?= 1
 soak: setup
-	@$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(SEED) --peer-version $(PEER_VERSION)
+	@$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(or $(SEED),1) --peer-version $(PEER_VERSION)
+
+# What is found is printed with its seed, and the command that repeats it.
+SEEDS ?= 2000
+simulate: setup
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed $(or $(SEED),0)
 
 setup: .venv/ready
 
@@ -109,7 +113,7 @@ setup-apache:
 fuzz: setup setup-fuzz
 	@if [ -e $(FUZZ_READY) ]; then guided='--guided .venv-fuzz/bin/python'; \
 	else echo "Without atheris no input is led by coverage: all of them are made by chance"; fi; \
-	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED) $$guided
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(or $(SEED),1) $$guided
 
 setup-fuzz:
 	@[ ! $(FUZZ_READY) -nt pyproject.toml ] || exit 0; \

@@ -2,10 +2,11 @@
 
 They behave like two `TcpTransport`s with a short cable: room for a bounded number of bytes each way, a clean end or a
 reset, the same errors in the same words. What a socket does by chance, these do when told: the n-th call stalls, cuts,
-fails, or is cancelled.
+fails, or is cancelled; and the bytes on their way meet the faults of a `Script`, as they do in the proxy.
 """
 
 import errno
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
@@ -15,6 +16,9 @@ import trio
 
 from plasmastream._errors import PeerError
 from plasmastream.peer import PeerStalledError
+from plasmastream.testing._faults import Direction, Script
+from plasmastream.testing._passage import Triggered
+from plasmastream.testing._pipe import Pipe
 
 Method: TypeAlias = Literal["receive_into", "send"]
 """The calls that can go wrong."""
@@ -42,7 +46,7 @@ class CallFault:
     @classmethod
     def cut(cls, at: int, method: Method | None = None, *, reset: bool = False) -> "CallFault":
         """The other side ends the connection, in order or by a reset; what it had sent can still be read."""
-        return cls(at, lambda end: end._cut(reset), method)
+        return cls(at, lambda end: end.cut(reset=reset), method)
 
     @classmethod
     def fail(cls, at: int, error: OSError, method: Method | None = None) -> "CallFault":
@@ -55,18 +59,6 @@ class CallFault:
         return cls(at, lambda end: scope.cancel(), method)
 
 
-class _Pipe:
-    """Bytes on their way in one direction."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.data = bytearray()
-        self.is_ended = False
-        self.error: OSError | None = None  # for who reads, when the data is used up
-        self.is_refused = False  # nobody will read
-        self.lot = trio.lowlevel.ParkingLot()
-
-
 class MemoryTransport:
     """One end; see `plasmastream.peer` for what its methods promise. Make two by `memory_transports`.
 
@@ -76,15 +68,31 @@ class MemoryTransport:
         calls: how often each method was called.
     """
 
-    def __init__(self, name: str, peer: str, incoming: _Pipe, outgoing: _Pipe, faults: Sequence[CallFault]) -> None:
+    def __init__(
+        self,
+        name: str,
+        peer: str,
+        incoming: Pipe,
+        outgoing: Pipe,
+        faults: Sequence[CallFault],
+        triggered: list[Triggered],
+    ) -> None:
         self.peer = peer
         self.local_address = name
         self.calls: dict[Method, int] = {"receive_into": 0, "send": 0}
         self._incoming = incoming
         self._outgoing = outgoing
         self._faults = tuple(faults)
+        self._triggered = triggered
         self._is_closed = False
+        self._sends_no_more = False
         self._breaks_on_death = False
+
+    @property
+    def triggered(self) -> list[Triggered]:
+        """The faults of the script that have happened, in both directions and in order."""
+        now = trio.current_time()
+        return sorted((seen for seen in self._triggered if seen.time <= now), key=lambda seen: seen.time)
 
     async def receive_into(self, buffer: memoryview, *, timeout: float) -> int:
         """Read what is there, waiting up to `timeout` seconds for a first byte; 0 bytes mean a clean end.
@@ -98,14 +106,10 @@ class MemoryTransport:
         with trio.move_on_after(max(0.0, timeout)):
             if stalls:
                 await trio.sleep_forever()
-            while not (self._is_closed or pipe.data or pipe.error or pipe.is_ended):
-                await pipe.lot.park()
+            while self.is_quiet() and not self._is_closed:
+                await _change(pipe, pipe.next_arrival())
             self._check_open()
-            if pipe.data:
-                nbytes = min(len(buffer), len(pipe.data))
-                buffer[:nbytes] = pipe.data[:nbytes]
-                del pipe.data[:nbytes]
-                pipe.lot.unpark_all()
+            if nbytes := pipe.take(buffer, trio.current_time()):
                 return nbytes
             if pipe.error:
                 raise self._broken(pipe.error)
@@ -139,13 +143,21 @@ class MemoryTransport:
 
     def is_quiet(self) -> bool:
         """Whether nothing waits to be read, not even the end."""
-        pipe = self._incoming
-        return not (self._is_closed or pipe.data or pipe.error or pipe.is_ended)
+        return not self._is_closed and self._incoming.next_arrival() > trio.current_time()
+
+    def cut(self, *, reset: bool = False) -> None:
+        """End the connection now, for both ends, in order or by a reset; what has arrived can still be read."""
+        _cut((self._incoming, self._outgoing), trio.current_time(), reset)
+
+    def hold(self, seconds: float) -> None:
+        """Unplug the cable for so many seconds: what either end sends meanwhile arrives later, and so does its end."""
+        for pipe in (self._incoming, self._outgoing):
+            pipe.hold(trio.current_time() + seconds)
 
     def half_close(self) -> None:
         """Send no more: the other end reads a clean end, and may go on sending."""
-        self._outgoing.is_ended = True
-        self._outgoing.lot.unpark_all()
+        self._outgoing.end(leaves=False)
+        self._sends_no_more = True
 
     def break_on_death(self, on: bool) -> None:
         """Decide what `die` does."""
@@ -160,7 +172,7 @@ class MemoryTransport:
 
     def close(self) -> None:
         """End the connection in order; as with a socket, with bytes unread it is a reset. May be called again."""
-        self._leave(by_reset=bool(self._incoming.data))
+        self._leave(by_reset=self._incoming.has_arrived(trio.current_time()))
 
     def abort(self) -> None:
         """Break the connection: the other end gets an error. May be called again."""
@@ -170,27 +182,13 @@ class MemoryTransport:
         if self._is_closed:
             return
         self._is_closed = True
-        if by_reset and not self._outgoing.is_ended:  # who has a clean end to read reads that, as from a socket
-            self._outgoing.error = _error(errno.ECONNRESET)
-        self._outgoing.is_ended = True
-        self._incoming.is_refused = True
-        self._incoming.data.clear()
-        self._wake()
-
-    def _cut(self, by_reset: bool) -> None:
-        if by_reset:
-            self._incoming.error = self._outgoing.error = _error(errno.ECONNRESET)
-        for pipe in (self._incoming, self._outgoing):
-            pipe.is_ended = pipe.is_refused = True
-        self._wake()
+        # Who has a clean end to read reads that, as from a socket.
+        self._outgoing.end(_error(errno.ECONNRESET) if by_reset else None, leaves=True)
+        self._incoming.forget()
 
     def _fail(self, error: OSError) -> None:
-        self._cut(by_reset=True)
+        self.cut(reset=True)
         raise self._broken(error) from error
-
-    def _wake(self) -> None:
-        self._incoming.lot.unpark_all()
-        self._outgoing.lot.unpark_all()
 
     async def _begin(self, method: Method) -> bool:
         """Count a call, and let happen what is to happen at it; whether it stalls."""
@@ -207,19 +205,17 @@ class MemoryTransport:
         return stalls
 
     async def _send_some(self, octets: memoryview) -> int:
-        pipe = self._outgoing
+        outgoing, incoming = self._outgoing, self._incoming
         with octets:
-            while not (self._is_closed or pipe.is_refused or pipe.is_ended) and len(pipe.data) >= pipe.room:
-                await pipe.lot.park()
+            while not self._cannot_send() and outgoing.nbytes >= outgoing.room:
+                await _change(outgoing, incoming.left_at)
             self._check_open()
-            if self._incoming.error:
-                raise self._broken(self._incoming.error)
-            if pipe.is_refused or pipe.is_ended:
-                raise self._broken(_error(errno.EPIPE))
-            nbytes = min(len(octets), pipe.room - len(pipe.data))
-            pipe.data += octets[:nbytes]
-            pipe.lot.unpark_all()
-            return nbytes
+            if self._cannot_send():
+                raise self._broken(incoming.error or _error(errno.EPIPE))
+            return outgoing.put(octets, trio.current_time())
+
+    def _cannot_send(self) -> bool:
+        return self._is_closed or self._sends_no_more or self._incoming.left_at <= trio.current_time()
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -233,7 +229,11 @@ class MemoryTransport:
 
 
 def memory_transports(
-    client_faults: Sequence[CallFault] = (), server_faults: Sequence[CallFault] = (), *, room: int = _DEFAULT_ROOM
+    client_faults: Sequence[CallFault] = (),
+    server_faults: Sequence[CallFault] = (),
+    *,
+    room: int = _DEFAULT_ROOM,
+    script: Script | None = None,
 ) -> tuple[MemoryTransport, MemoryTransport]:
     """Two connected ends: the client's, and the server's.
 
@@ -241,16 +241,40 @@ def memory_transports(
         client_faults: what goes wrong with calls of the client's end.
         server_faults: what goes wrong with calls of the server's.
         room: bytes that may be under way in each direction; who sends more waits.
+        script: what goes wrong with the bytes on their way, by their position; nothing, by default.
 
     Raises:
         ValueError: there is no room at all.
     """
     if room < 1:
         raise ValueError(f"a connection needs room for a byte at least, not for {room}")
-    to_server, to_client = _Pipe(room), _Pipe(room)
-    client = MemoryTransport("client", "server", to_client, to_server, client_faults)
-    server = MemoryTransport("server", "client", to_server, to_client, server_faults)
+    script = script or Script()
+    triggered: list[Triggered] = []
+
+    def cut(due: float, by_reset: bool) -> None:
+        _cut((to_server, to_client), due, by_reset)
+
+    to_server = Pipe(Direction.TO_SERVER, room, script.to_server, triggered, cut)
+    to_client = Pipe(Direction.TO_CLIENT, room, script.to_client, triggered, cut)
+    to_server.begin()
+    to_client.begin()
+    client = MemoryTransport("client", "server", to_client, to_server, client_faults, triggered)
+    server = MemoryTransport("server", "client", to_server, to_client, server_faults, triggered)
     return client, server
+
+
+def _cut(pipes: Sequence[Pipe], due: float, by_reset: bool) -> None:
+    for pipe in pipes:
+        pipe.end_at(due, _error(errno.ECONNRESET) if by_reset else None, leaves=True)
+
+
+async def _change(pipe: Pipe, at: float) -> None:
+    """Wait until somebody does something with a pipe, or a time has come."""
+    if at == math.inf:
+        await pipe.lot.park()
+    else:
+        with trio.move_on_at(at):
+            await pipe.lot.park()
 
 
 def _error(code: int) -> OSError:

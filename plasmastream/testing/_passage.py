@@ -105,7 +105,7 @@ class Passage:
         self._delays = [fault for fault in faults if isinstance(fault, Delay)]
         self._paces = [fault for fault in faults if isinstance(fault, Throttle | Trickle)]
         self._due = -math.inf
-        self._flips = heapq.merge(*[_each(fault) for fault in faults if isinstance(fault, Flip | Noise)])
+        self._flips = heapq.merge(*[each_flip(fault) for fault in faults if isinstance(fault, Flip | Noise)])
         self._next_flip = next(self._flips, None)
 
     def release(self) -> None:
@@ -220,7 +220,8 @@ class Passage:
         return f"<Passage {self.direction.value}, {self.received:,} bytes received, {self.passed:,} passed on>"
 
 
-def _each(fault: Flip | Noise) -> Iterator[tuple[int, int, Fault]]:
+def each_flip(fault: Flip | Noise) -> Iterator[tuple[int, int, Fault]]:
+    """Which bits a fault changes: (byte, bit, the fault), in order."""
     for at, bit in fault.flips():
         yield at, bit, fault
 

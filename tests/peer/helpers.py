@@ -143,6 +143,8 @@ async def serving(store: EmbeddedStore, **options: Any) -> AsyncIterator[PeerSer
 
 
 def assert_nothing_claimed(server: PeerServer) -> None:
-    """No object is marked as being taken or being received."""
-    assert server._taking._claimed == set()
-    assert server._dispatcher._receiving._claimed == set()
+    """No object is marked as being taken or being received, and nothing is held for anybody."""
+    assert server._taking.is_empty
+    assert server._dispatcher._receiving.is_empty
+    assert not len(server._services.holds)
+    assert server._services.admission.is_empty

@@ -10,7 +10,21 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from plasmastream import PeerError
 from plasmastream.peer import PeerClient, PeerServer, PeerStalledError, Transport
 from plasmastream.store import EmbeddedStore
-from plasmastream.testing import CallFault, MemoryTransport, memory_transports
+from plasmastream.testing import (
+    CallFault,
+    Cut,
+    Delay,
+    Fault,
+    Flip,
+    HalfClose,
+    MemoryTransport,
+    Noise,
+    Script,
+    Stall,
+    Throttle,
+    Trickle,
+    memory_transports,
+)
 from tests.peer.helpers import CAPACITY, MIXED, contents, fill, objects_of
 from tests.store.helpers import assert_untouched
 
@@ -38,7 +52,7 @@ async def test_bytes_arrive_in_order_and_no_more_are_under_way_than_there_is_roo
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: client.send([data[:500], memoryview(data)[500:]], timeout=5))
         await wait_all_tasks_blocked()
-        assert len(client._outgoing.data) == min(room, len(data))
+        assert client._outgoing.nbytes == min(room, len(data))
         heard = b""
         while len(heard) < len(data):
             heard += await read(server)
@@ -136,6 +150,12 @@ async def test_time_is_bounded(autojump_clock: MockClock) -> None:
     assert trio.current_time() - start == pytest.approx(60)
     with pytest.raises(PeerStalledError):
         await client.receive_into(memoryview(bytearray(1)), timeout=-1)
+    client, server = memory_transports([CallFault.stall(1, "receive_into")])
+    await server.send([b"x"], timeout=5)
+    with pytest.raises(PeerStalledError):
+        await read(client)
+    assert await read(client) == b"x"
+    assert repr(client) == "<MemoryTransport from client to server>"
 
 
 async def test_faults_come_at_the_call_they_name() -> None:
@@ -160,6 +180,145 @@ async def test_faults_come_at_the_call_they_name() -> None:
     assert await read(client, 4) == b"some"
     assert await read_all(client) == b"thing"
     assert await read(server) == b""
+
+
+# Faults by position
+
+
+@pytest.mark.parametrize("at", [0, 1, 7, 9])
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_cut_ends_it_for_both_after_the_bytes_before(at: int, reset: bool) -> None:
+    client, server = memory_transports(script=Script(to_client=[Cut(at, reset)]))
+    if at:
+        await server.send([b"something"], timeout=5)
+        assert await read(client) == b"something"[:at]
+    for end in (client, server):
+        if reset:
+            with pytest.raises(PeerError, match="broke: Connection reset"):
+                await read(end)
+        else:
+            assert await read(end) == b""
+        with pytest.raises(PeerError, match="broke: Connection reset" if reset else "broke: Broken pipe"):
+            await end.send([b"more"], timeout=5)
+    assert [(seen.fault, seen.at) for seen in client.triggered] == [(Cut(at, reset), at)]
+
+
+async def test_a_half_close_ends_one_direction() -> None:
+    client, server = memory_transports(script=Script(to_server=[HalfClose(3), Stall(5)]))
+    await client.send([b"hello"], timeout=5)
+    assert await read_all(server) == b"hel"
+    await server.send([b"hi"], timeout=5)
+    assert await read(client) == b"hi"
+    await client.send([bytes(1 << 20)], timeout=5)  # goes nowhere, and so needs no room
+    client.close()
+    with pytest.raises(PeerError, match="Broken pipe"):
+        await server.send([b"more"], timeout=5)
+
+
+async def test_a_stall_holds_back_what_follows_and_the_end(autojump_clock: MockClock) -> None:
+    client, server = memory_transports(script=Script(to_server=[Stall(2, 40), Stall(4)]), room=4)
+    start = trio.current_time()
+    await client.send([b"abcd"], timeout=5)
+    assert await read(server) == b"ab"
+    with pytest.raises(PeerStalledError):
+        await read(server)
+    buffer = memoryview(bytearray(9))
+    assert await server.receive_into(buffer, timeout=50) == 2
+    assert trio.current_time() - start == pytest.approx(40)
+    await client.send([b"efgh"], timeout=5)
+    with pytest.raises(PeerStalledError, match="took nothing for 5 s"):
+        await client.send([b"i"], timeout=5)
+    client.close()
+    with pytest.raises(PeerStalledError):
+        await read(server)
+    await server.send([b"x"], timeout=5)  # nobody has told it
+    assert len(client.triggered) == 2
+
+
+async def test_a_flip_changes_a_bit_and_noise_the_same_ones_as_in_the_proxy() -> None:
+    noise = Noise(0.01, seed=3)
+    client, server = memory_transports(script=Script(to_server=[Flip(1, 5)], to_client=[noise]))
+    for octet in b"hello":
+        await client.send([bytes([octet])], timeout=5)
+    assert await read(server) == b"hEllo"
+    await server.send([bytes(1000)], timeout=5)
+    heard = await read(client)
+    expected = bytearray(1000)
+    for at, bit in noise.flips():
+        if at >= 1000:
+            break
+        expected[at] ^= 1 << bit
+    assert heard == expected
+    assert any(heard)
+    assert [seen.fault for seen in server.triggered] == [Flip(1, 5), noise]
+    assert server.triggered[0].at == 1
+
+
+@pytest.mark.parametrize(
+    ("faults", "due"),
+    [
+        ([Delay(2.0), Delay(1.0)], [(3.0, 10)]),
+        ([Throttle(80.0)], [(0.0, 4), (0.05, 4), (0.1, 2)]),
+        ([Trickle(2.0)], [(2.0 * n, 1) for n in range(10)]),
+        ([Throttle(80.0), Delay(1.0), Stall(3, 5.0)], [(1.0, 3), (6.0375, 4), (6.0875, 3)]),
+    ],
+)
+async def test_bytes_take_their_time(
+    faults: list[Fault], due: list[tuple[float, int]], autojump_clock: MockClock
+) -> None:
+    client, server = memory_transports(script=Script(to_server=faults))
+    start = trio.current_time()
+    await client.send([b"0123456789"], timeout=5)
+    client.half_close()
+    heard = b""
+    for time, nbytes in due:
+        assert server.is_quiet() == (trio.current_time() - start < time)
+        buffer = memoryview(bytearray(100))
+        assert await server.receive_into(buffer, timeout=100) == nbytes
+        heard += buffer[:nbytes]
+        assert trio.current_time() - start == pytest.approx(time)
+    assert await read(server) == b""
+    assert heard == b"0123456789"
+
+
+async def test_a_cut_loses_what_is_still_on_its_way(autojump_clock: MockClock) -> None:
+    client, server = memory_transports(script=Script(to_server=[Delay(1.0)], to_client=[Delay(3.0), Cut(2)]))
+    await server.send([b"abc"], timeout=5)
+    await trio.sleep(2.5)
+    assert [seen.at for seen in client.triggered] == [0]
+    await client.send([b"too late"], timeout=5)
+    assert await read(client) == b"ab"
+    assert await read(server) == await read(client) == b""
+    assert [type(seen.fault) for seen in client.triggered] == [Delay, Delay, Cut]
+
+
+async def test_a_cable_can_be_unplugged_for_a_while(autojump_clock: MockClock) -> None:
+    client, server = memory_transports()
+    await client.send([b"before"], timeout=5)
+    server.hold(20)
+    await client.send([b"after"], timeout=5)
+    client.abort()
+    assert await read(server) == b"before"
+    await server.send([b"not told yet"], timeout=5)
+    buffer = memoryview(bytearray(9))
+    assert await server.receive_into(buffer, timeout=30) == 5
+    assert trio.current_time() == pytest.approx(20)
+    with pytest.raises(PeerError, match="reset"):
+        await read(server)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_connection_can_be_cut_at_once(reset: bool) -> None:
+    client, server = memory_transports(script=Script(to_client=[Stall(2)]))
+    await server.send([b"abcd"], timeout=5)
+    server.cut(reset=reset)
+    assert await read(client) == b"ab"
+    for end in (client, server):
+        if reset:
+            with pytest.raises(PeerError, match="reset"):
+                await read(end)
+        else:
+            assert await read(end) == b""
 
 
 # The peer room over it

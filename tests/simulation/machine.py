@@ -1,0 +1,167 @@
+"""A machine: a store, and a program beside it that may be killed and started again. The store stays.
+
+A killed program does nothing more: its connections end as the kernel ends them, its tasks are cancelled, and what they
+still ask of the store fails, as it would if they were in a process that is gone. Only its holds are let go.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import trio
+
+from plasmastream import ObjectID, StoreError
+from plasmastream.peer import PeerServer, Transport
+from plasmastream.peer._version1 import Version1Client
+from plasmastream.store import EmbeddedStore, Lease, NewObject, ObjectStore, UnsealedObject
+from plasmastream.store._object_store import Buffer
+from plasmastream.wire.plasma import ErrorCode, ObjectInfo
+from tests.simulation.network import Network, Tap
+
+PORT = 2021
+
+
+class Door:
+    """A program's way to its store, closed by its death. See `ObjectStore`."""
+
+    def __init__(self, store: EmbeddedStore) -> None:
+        self.is_closed = False
+        self._store = store
+
+    @property
+    def _open(self) -> EmbeddedStore:
+        if self.is_closed:
+            raise StoreError("the program that asks is dead")
+        return self._store
+
+    @property
+    def capacity(self) -> int:
+        """See `ObjectStore`."""
+        return self._store.capacity
+
+    @asynccontextmanager
+    async def create(
+        self, object_id: ObjectID, data_size: int, metadata: Buffer = b"", *, timeout: float = 0.0
+    ) -> AsyncIterator[UnsealedObject]:
+        """See `ObjectStore`."""
+        async with self._open.create(object_id, data_size, metadata, timeout=timeout) as unsealed:
+            yield unsealed
+
+    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:
+        """See `ObjectStore`."""
+        return await self._open.put_many(objects, timeout=timeout)
+
+    async def get(self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0) -> list[Lease | None]:
+        """See `ObjectStore`."""
+        return await self._open.get(object_ids, timeout=timeout)
+
+    async def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:
+        """See `ObjectStore`."""
+        return await self._open.contains(object_ids)
+
+    async def delete(self, object_ids: Sequence[ObjectID]) -> list[ErrorCode]:
+        """See `ObjectStore`."""
+        return await self._open.delete(object_ids)
+
+    async def list_objects(self) -> list[ObjectInfo]:
+        """See `ObjectStore`."""
+        return await self._open.list_objects()
+
+    async def evict(self, nbytes: int) -> int:
+        """See `ObjectStore`."""
+        return await self._open.evict(nbytes)
+
+
+class Programs(Protocol):
+    """What runs on machines: one version of the peer room."""
+
+    def server(self, program: "Program") -> PeerServer:
+        """A server beside the program's store."""
+        ...
+
+    def client(self, program: "Program", host: str, port: int) -> Version1Client:
+        """A client of the server at an address."""
+        ...
+
+
+class Program:
+    """One life of what runs on a machine: tasks in a nursery, connections, a door to the store."""
+
+    def __init__(self, machine: "Machine", nursery: trio.Nursery) -> None:
+        self.machine = machine
+        self.name = machine.name
+        self.host = machine.host
+        self.nursery = nursery
+        self.door = Door(machine.store)
+        self.store: ObjectStore = self.door
+        self.transports: set[Tap] = set()
+        self.death = trio.Event()
+        self.server = machine.programs.server(self)
+        self._clients: dict[str, Version1Client] = {}
+
+    async def connect(self, host: str, port: int, *, timeout: float) -> Transport:
+        """See `plasmastream.peer.Connect`."""
+        return await self.machine.network.connect(self, host, port, timeout)
+
+    def accept(self, transport: Tap) -> None:
+        """Serve a new connection."""
+        self.nursery.start_soon(self.server.serve_connection, transport)
+
+    def client_of(self, host: str, *, shared: bool) -> Version1Client:
+        """A client of another machine: a new one, or the one that all share."""
+        if not shared:
+            return self.machine.programs.client(self, host, PORT)
+        if host not in self._clients:
+            self._clients[host] = self.machine.programs.client(self, host, PORT)
+        return self._clients[host]
+
+    async def close_clients(self) -> None:
+        """Close what is shared."""
+        for client in self._clients.values():
+            await client.aclose()
+
+    def die(self) -> None:
+        """Be killed."""
+        self.door.is_closed = True
+        for transport in sorted(self.transports, key=lambda tap: tap.name):
+            transport.die()
+        self.nursery.cancel_scope.cancel()
+        self.death.set()
+
+
+class Machine:
+    """A store at an address, and the program beside it, if it runs now."""
+
+    def __init__(self, name: str, host: str, store: EmbeddedStore, network: Network, programs: Programs) -> None:
+        self.name = name
+        self.host = host
+        self.store = store
+        self.network = network
+        self.programs = programs
+        self.program: Program | None = None
+        self._down_for = 0.0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the program, and start it again after each death; until cancelled."""
+        while True:
+            async with trio.open_nursery() as nursery:
+                program = self.program = self.network.listeners[self.host, PORT] = Program(self, nursery)
+                task_status.started()
+                task_status = trio.TASK_STATUS_IGNORED
+                await program.death.wait()
+            await trio.sleep(self._down_for)
+            self.network.trace.note(f"{self.name} starts again")
+
+    def unplug(self, down_for: float) -> None:
+        """Keep the machine from all others for so many seconds."""
+        if self.program is not None:
+            self.network.unplug(self.program, down_for)
+
+    def kill(self, down_for: float) -> None:
+        """Kill the program; after so many seconds it is started again."""
+        if self.program is not None:
+            self.network.trace.note(f"{self.name} is killed, for {down_for:g} s")
+            self._down_for = down_for
+            del self.network.listeners[self.host, PORT]
+            program, self.program = self.program, None
+            program.die()

@@ -1,0 +1,125 @@
+"""What a client asks for, and how each version of the protocol does it.
+
+`Version` is the seam: a world draws `Operation`s and knows what must hold whatever the version; a version says how they
+are carried out, and what more it promises.
+"""
+
+import random
+from collections.abc import Collection, Iterator
+from typing import Protocol
+
+import attrs
+
+from plasmastream import ObjectID
+from plasmastream.peer import Limits, PeerRequest, PeerServer, PeerTimeouts, Status, TransferKind
+from plasmastream.peer._version1 import Version1Client
+from tests.simulation.machine import PORT, Machine, Program, Programs
+
+
+@attrs.frozen
+class Operation:
+    """Objects that a client wants at `target`: its own machine, or one whose server shall fetch them (SYNC).
+
+    From its own machine, where a version `puts`, it sends them itself.
+    """
+
+    number: int
+    kind: TransferKind
+    source: Machine
+    target: Machine
+    parts: tuple[tuple[ObjectID, ...], ...]
+    """The objects; of a SYNC, those of each peer request."""
+    shares_client: bool = False
+    """Whether by the client that the whole program shares."""
+    is_again: bool = False
+    """Whether it is asked for once more."""
+
+    @property
+    def object_ids(self) -> tuple[ObjectID, ...]:
+        """All objects."""
+        return sum(self.parts, ())
+
+    def of(self, object_ids: Collection[ObjectID]) -> "Operation":
+        """The same for some of the objects, in new parts."""
+        parts = [tuple(object_id for object_id in part if object_id in object_ids) for part in self.parts]
+        return attrs.evolve(self, parts=tuple(part for part in parts if part))
+
+    def __str__(self) -> str:
+        sizes = "+".join(str(len(part)) for part in self.parts)
+        again = " again" * self.is_again
+        return f"operation {self.number}{again} {self.kind.name} {sizes} from {self.source.name} to {self.target.name}"
+
+
+@attrs.frozen
+class Promises:
+    """What a version promises beyond what holds for all of them."""
+
+    sees_lies: bool
+    """Flipped bits, and clean ends that nobody has made, are noticed: nothing wrong is sealed, nothing is lost."""
+    finishes: bool
+    """What is at the target already counts as success, and a successful TAKE has deleted at the source, whatever went
+    wrong meanwhile. Version 1 promises so only if nothing goes wrong."""
+    puts: bool
+    """A client can send objects of its own."""
+
+
+class Version(Programs, Protocol):
+    """One version of the protocol."""
+
+    promises: Promises
+
+    async def perform(self, operation: Operation, program: Program) -> set[ObjectID]:
+        """Carry out an operation, as the client's program.
+
+        Returns:
+            The objects that are at the target, by the version's word.
+
+        Raises:
+            PlasmastreamError: the operation failed as a whole.
+        """
+        ...
+
+    def left_over(self, program: Program) -> Iterator[str]:
+        """What is claimed, scheduled or kept in the program though nothing runs any more, in words."""
+        ...
+
+
+class Version1:
+    """Version 1: a request succeeds or fails as a whole, nothing is tried again, bytes are not verified."""
+
+    promises = Promises(sees_lies=False, finishes=False, puts=False)
+
+    def __init__(self, chance: random.Random) -> None:
+        self._limits = Limits(inline_size=chance.choice([0, 1_000, 16_384]))
+
+    def server(self, program: Program) -> PeerServer:
+        """See `Programs`."""
+        return PeerServer(program.store, limits=self._limits, connect=program.connect)
+
+    def client(self, program: Program, host: str, port: int) -> Version1Client:
+        """See `Programs`."""
+        return Version1Client(host, port, timeouts=PeerTimeouts(), limits=self._limits, connect=program.connect)
+
+    async def perform(self, operation: Operation, program: Program) -> set[ObjectID]:
+        """See `Version`."""
+        source, target = operation.source, operation.target
+        is_sync = target is not program.machine
+        client = program.client_of((target if is_sync else source).host, shared=operation.shares_client)
+        try:
+            if is_sync:
+                requests = [PeerRequest(operation.kind, source.host, PORT, part) for part in operation.parts]
+                statuses = await client.sync(requests, timeout=300)
+                parts = zip(operation.parts, statuses, strict=True)
+                return {object_id for part, status in parts if status == Status.SUCCESS for object_id in part}
+            transfer = client.take if operation.kind is TransferKind.TAKE else client.copy
+            await transfer(operation.object_ids, program.store)
+            return set(operation.object_ids)
+        finally:
+            if not operation.shares_client:
+                await client.aclose()
+
+    def left_over(self, program: Program) -> Iterator[str]:
+        """See `Version`."""
+        for claims in (program.server._taking, program.server._dispatcher._receiving):
+            if not claims.is_empty:
+                yield f"claims to {len(claims._claimed)} objects"
