@@ -152,9 +152,11 @@ def assert_nothing_claimed(server: PeerServer) -> None:
     assert server._services.admission.is_empty
 
 
-def version_1(host: str, port: int, *, limits: Limits | None = None) -> Version1Client:
+def version_1(
+    host: str, port: int, *, timeouts: PeerTimeouts | None = None, limits: Limits | None = None
+) -> Version1Client:
     """A client that knows nothing of version 2."""
-    return Version1Client(host, port, timeouts=PeerTimeouts(), connect=connect, limits=limits)
+    return Version1Client(host, port, timeouts=timeouts or PeerTimeouts(), connect=connect, limits=limits)
 
 
 @asynccontextmanager
