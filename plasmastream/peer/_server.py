@@ -32,6 +32,7 @@ from plasmastream.wire.stream import (
     SyncRequested,
     TransferKind,
     TransferRequested,
+    Version2Offered,
 )
 
 _log = logging.getLogger(__name__)
@@ -169,6 +170,8 @@ class _Session:
                 case SyncRequested():
                     await self._sync(event)
                     event = await self._next_request()
+                case Version2Offered():
+                    event = None
         self._transport.close()
 
     async def _next_request(self) -> Event | None:

@@ -21,6 +21,7 @@ from plasmastream.wire.stream._events import (
     SyncAnswered,
     SyncRequested,
     TransferRequested,
+    Version2Offered,
 )
 from plasmastream.wire.stream._limits import Limits
 from plasmastream.wire.stream._messages import PeerRequest, Status, TransferKind, describe_status
@@ -47,5 +48,6 @@ __all__ = [
     "SyncRequested",
     "TransferKind",
     "TransferRequested",
+    "Version2Offered",
     "describe_status",
 ]

@@ -29,6 +29,7 @@ from plasmastream.wire.stream._events import (
     Signal,
     SyncRequested,
     TransferRequested,
+    Version2Offered,
 )
 from plasmastream.wire.stream._frames import pack_object_header, pack_sync, pack_transfer
 from plasmastream.wire.stream._limits import (
@@ -40,7 +41,7 @@ from plasmastream.wire.stream._limits import (
     check_port,
 )
 from plasmastream.wire.stream._messages import PeerRequest, TransferKind, describe_status
-from plasmastream.wire.stream._requests import parse_request
+from plasmastream.wire.stream._requests import offers_version_2, parse_magic, parse_request
 from plasmastream.wire.stream._state import NEXT, Owed
 
 Parser = Generator[Event | Signal, None, Event]
@@ -198,6 +199,8 @@ class ServerConnection(_Connection):
 
     After `TransferRequested` or `SyncRequested` the answer is owed, and `next_event` says PAUSED until it has
     been queued whole. Meanwhile bytes may be read ahead, as far as `get_buffer` offers space for them.
+
+    A connection may begin with `Version2Offered`; then `take_rest` is all that is left to do with it.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
@@ -205,6 +208,7 @@ class ServerConnection(_Connection):
         self._owed = Owed.NOTHING
         self._left = 0
         self._payload_due = 0
+        self._is_new = True
 
     @property
     def owes_answer(self) -> bool:
@@ -289,6 +293,21 @@ class ServerConnection(_Connection):
         self._left = 0
         self._become("answer_sync")
 
+    def take_rest(self) -> bytes:
+        """Take what was received beyond the offer of version 2: at most what `get_buffer` offered.
+
+        For this connection it is the end: nothing more can be received, and `ConnectionClosed` is its last event.
+
+        Raises:
+            LocalProtocolError: version 2 was not offered, or this was called before.
+        """
+        self._check("take_rest")
+        rest = self._scratch.take(len(self._scratch)) + self._backlog
+        self._backlog = self._backlog[:0]
+        self._eof = True
+        self._become("take_rest")
+        return rest
+
     def data_to_send(self) -> list[Piece]:
         """Take what is queued: pieces to be sent in order, not joined, some of them the caller's own memory."""
         self._payload_due = 0
@@ -299,6 +318,9 @@ class ServerConnection(_Connection):
             return PAUSED
         if not len(self._scratch):
             return NEED_DATA
+        is_new, self._is_new = self._is_new, False
+        if is_new and offers_version_2(self._scratch):
+            return parse_magic(self._scratch)
         return parse_request(self._scratch, self.limits)
 
     def _check_end(self) -> None:
@@ -306,13 +328,15 @@ class ServerConnection(_Connection):
             raise RemoteProtocolError("the client ended the connection in the middle of a request")
 
     def _finish(self, event: Event) -> None:
-        if isinstance(event, TransferRequested):
-            self._left = len(event.object_ids)
-            self._become("transfer requested")
-        else:
-            assert isinstance(event, SyncRequested)
-            self._left = len(event.peer_requests)
-            self._become("sync requested")
+        match event:
+            case TransferRequested(object_ids=object_ids):
+                self._left = len(object_ids)
+                self._become("transfer requested")
+            case SyncRequested(peer_requests=peer_requests):
+                self._left = len(peer_requests)
+                self._become("sync requested")
+            case Version2Offered():
+                self._become("version 2 offered")
 
     def _become(self, cause: str) -> None:
         self._owed = NEXT[self._owed][cause]

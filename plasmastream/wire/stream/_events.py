@@ -53,6 +53,11 @@ class SyncRequested(Event):
 
 
 @attrs.frozen
+class Version2Offered(Event):
+    """A client begins the connection in version 2. `take_rest` hands over what it has sent since, and ends this one."""
+
+
+@attrs.frozen
 class AnswerRefused(Event):
     """The server will not send the objects; the answer ends here."""
 

@@ -11,6 +11,8 @@ from plasmastream._object_id import ObjectID
 REQUEST_SYNC: Final = 1
 """The first byte of a SYNC. COPY and TAKE begin with their `TransferKind`, later versions with other bytes.
 """
+MAGIC_OF_VERSION_2: Final = b"PLSTRM2\n"
+"""What a connection of version 2 begins with. No request of version 1 begins with its first byte."""
 
 
 class TransferKind(IntEnum):

@@ -12,7 +12,13 @@ from typing import Any
 from plasmastream._errors import RemoteProtocolError
 from plasmastream._object_id import ObjectID
 from plasmastream.wire._scratch import Scratch
-from plasmastream.wire.stream._events import NEED_DATA, Signal, SyncRequested, TransferRequested
+from plasmastream.wire.stream._events import (
+    NEED_DATA,
+    Signal,
+    SyncRequested,
+    TransferRequested,
+    Version2Offered,
+)
 from plasmastream.wire.stream._frames import (
     ADDRESS_TYPES,
     COUNT,
@@ -22,7 +28,7 @@ from plasmastream.wire.stream._frames import (
     unwrap_count,
 )
 from plasmastream.wire.stream._limits import Limits, check_distinct, check_port
-from plasmastream.wire.stream._messages import REQUEST_SYNC, PeerRequest, TransferKind
+from plasmastream.wire.stream._messages import MAGIC_OF_VERSION_2, REQUEST_SYNC, PeerRequest, TransferKind
 
 
 def parse_request(scratch: Scratch, limits: Limits) -> Generator[Signal, None, TransferRequested | SyncRequested]:
@@ -38,6 +44,28 @@ def parse_request(scratch: Scratch, limits: Limits) -> Generator[Signal, None, T
     count = unwrap_count((yield from _read(scratch, COUNT))[0])
     limits.check_count(count, RemoteProtocolError)
     return TransferRequested(kind, (yield from _read_ids(scratch, count, set())))
+
+
+def offers_version_2(scratch: Scratch) -> bool:
+    """Whether the first byte, which is there, begins a connection of version 2."""
+    return scratch.peek(1)[0] == MAGIC_OF_VERSION_2[0]
+
+
+def parse_magic(scratch: Scratch) -> Generator[Signal, None, Version2Offered]:
+    """Parse the beginning of a connection of version 2.
+
+    Raises:
+        RemoteProtocolError: it is another one, as soon as that shows.
+    """
+    size = len(MAGIC_OF_VERSION_2)
+    while True:
+        arrived = min(size, len(scratch))
+        if scratch.peek(arrived) != MAGIC_OF_VERSION_2[:arrived]:
+            raise RemoteProtocolError("a connection begins like one of version 2, and goes on otherwise")
+        if arrived == size:
+            scratch.consume(size)
+            return Version2Offered()
+        yield NEED_DATA
 
 
 def _parse_sync(scratch: Scratch, limits: Limits) -> Generator[Signal, None, SyncRequested]:

@@ -15,11 +15,13 @@ class Owed(Enum):
     TRANSFER = "a COPY or TAKE waits for begin() or refuse()"
     OBJECTS = "objects are to be sent with send_object() or send_header()"
     SYNC = "a SYNC waits for answer_sync()"
+    REST = "the connection goes on in version 2, after take_rest()"
 
 
 NEXT: Final[dict[Owed, dict[str, Owed]]] = {
-    Owed.NOTHING: {"transfer requested": Owed.TRANSFER, "sync requested": Owed.SYNC},
+    Owed.NOTHING: {"transfer requested": Owed.TRANSFER, "sync requested": Owed.SYNC, "version 2 offered": Owed.REST},
     Owed.TRANSFER: {"refuse": Owed.NOTHING, "begin": Owed.OBJECTS},
     Owed.OBJECTS: {"send_object": Owed.OBJECTS, "send_header": Owed.OBJECTS, "last object": Owed.NOTHING},
     Owed.SYNC: {"answer_sync": Owed.NOTHING},
+    Owed.REST: {"take_rest": Owed.NOTHING},
 }

@@ -19,9 +19,10 @@ import attrs
 from xxhash import xxh3_64_intdigest
 
 from plasmastream._errors import RemoteProtocolError
+from plasmastream.wire.stream._messages import MAGIC_OF_VERSION_2
 
-MAGIC: Final = b"PLSTRM2\n"
-"""What a connection of version 2 begins with. No request of version 1 begins with its first byte."""
+MAGIC: Final = MAGIC_OF_VERSION_2
+"""What a connection of version 2 begins with."""
 
 HEAD: Final = Struct("<BBHIII")
 _START: Final = Struct("<BBHI")
