@@ -17,6 +17,7 @@ import attrs
 from plasmastream import RemoteProtocolError
 from plasmastream.wire import plasma, stream
 from plasmastream.wire.plasma import Message, encode
+from plasmastream.wire.stream import v2 as stream_v2
 from tests.fuzz import corpus
 from tests.fuzz.mutate import Mutator
 from tests.wire.plasma import samples
@@ -254,14 +255,18 @@ def _peer_server(how: int, choice: int, data: bytes) -> None:
                     notes.append(event)
                     client.request_sync(peer_requests)
                     connection.answer_sync([0x41] * len(peer_requests))
+                case stream.Version2Offered():
+                    connection.take_rest()
+                    written.append(stream_v2.MAGIC)
                 case stream.ConnectionClosed():
                     notes.append(event)
 
+        written: list[bytes | memoryview] = []
         client = stream.ClientConnection()
         _read_peer(connection, data, how, act, notes)
-        written = b"".join(client.data_to_send())
-        if not data.startswith(written):
-            raise Fault(f"{notes} was read, and is written as {written.hex()}")
+        written += client.data_to_send()
+        if not data.startswith(b"".join(written)):
+            raise Fault(f"{notes} was read, and is written as {b''.join(written).hex()}")
         return notes
 
     _check_same(read, how)
@@ -303,11 +308,12 @@ def _peer_client(how: int, choice: int, data: bytes) -> None:
 def _read_peer(
     connection: PeerConnection, data: bytes, how: int, act: Callable[[object], None], notes: list[object]
 ) -> None:
-    def take() -> None:
+    def take() -> bool:
         while (event := connection.next_event()) is not stream.NEED_DATA:
             act(event)
             if isinstance(event, stream.ConnectionClosed):
-                return
+                return False
+        return True
 
     rest = memoryview(data)
     try:
@@ -323,7 +329,8 @@ def _read_peer(
                     connection.receive_data(rest[:nbytes])
                 size -= nbytes
                 rest = rest[nbytes:]
-                take()
+                if not take():
+                    return
         if how & _AT_END:
             connection.receive_eof()
             take()
