@@ -94,3 +94,4 @@ ANY_MESSAGE: st.SearchStrategy[Message] = st.one_of(
     ),
     st.builds(End, _u16, _text(400), _seconds),
 )
+SERVER_HELLO_16 = Hello(b"l" * 16, 16 << 20)
