@@ -281,7 +281,7 @@ class Fetch:
     async def _take_run(self, run: Sequence[tuple[_Wanted, memoryview, memoryview]]) -> None:
         news = []
         for wanted, data, metadata in run:
-            wanted.is_open = self._take
+            wanted.is_open = self._take and wanted.lease is not None
             if wanted.lease is None:
                 news.append((wanted, data, metadata))
             elif not _is_same(wanted.lease, data, metadata):
@@ -295,6 +295,7 @@ class Fetch:
                 self._hinder(wanted, outcome, reason)
                 continue
             wanted.lease, wanted.was_present = lease, outcome is Outcome.PRESENT
+            wanted.is_open = self._take
             self._progressed(1, len(data) + len(metadata))
             if not self._take:
                 self._succeed(wanted)
@@ -407,8 +408,7 @@ class Fetch:
                     match event:
                         case ChunkStarted():
                             wanted, start, end = _piece(channel, event, ranges)
-                            assert wanted.incoming is not None
-                            if not wanted.incoming.missing.covers(start, end):
+                            if wanted.incoming is None or not wanted.incoming.missing.covers(start, end):
                                 raise RemoteProtocolError(f"{channel.peer} sent the same bytes twice")
                             with wanted.incoming.place(start, end) as place:
                                 channel.connection.supply_buffer(place)
@@ -451,7 +451,8 @@ class Fetch:
 
     async def _take_chunk(self, wanted: _Wanted, start: int, end: int, is_intact: bool) -> None:
         incoming = wanted.incoming
-        assert incoming is not None
+        if incoming is None or wanted.result is not None:
+            return
         if not is_intact:
             self._note_damage(wanted, start)
             return
