@@ -1,4 +1,4 @@
-"""Our own client and server of version 1 with a fault between them: a clear error, and nothing left behind in either store.
+"""Client and server of version 1 with a fault between them: a clear error, and nothing left behind in either store.
 
 And version 2 where version 1 is helpless.
 """
