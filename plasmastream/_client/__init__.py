@@ -4,6 +4,7 @@ No event loop is imported here. `plasmastream.store` waits with anyio, `plasmast
 """
 
 from plasmastream._client._connection import RETRY_FIRST, RETRY_LAST, Connection, connect
+from plasmastream._client._haste import Haste
 from plasmastream._client._lease import Buffer, FileSlice, Lease, NewObject, Unsealed
 from plasmastream._client._requests import (
     AT_ONCE,
@@ -29,6 +30,7 @@ __all__ = [
     "Buffer",
     "Connection",
     "FileSlice",
+    "Haste",
     "Inspection",
     "Lease",
     "Mapping",
