@@ -1,9 +1,9 @@
 """Whether to look again for what must come any moment, rather than to sleep until the kernel wakes us.
 
-To be woken takes 20 to 50 microseconds, several times what a store needs for a small request. So whoever waited for less
-than that last time looks again for as long, and lets others run between two looks; who has waited longer sleeps at
-once. What is idle costs nothing that way, and no wait costs more than one short look. With a single processor nothing
-comes while we look, so nobody does.
+To be woken takes 20 to 50 microseconds, more than a store needs for a small request. So who waited for a short time
+last time looks again for a while, and lets others run between two looks; who waited longer sleeps at once. What is idle
+costs nothing that way, and no wait costs more than one short look. With a single processor nothing comes while we look,
+so nobody does.
 """
 
 import os

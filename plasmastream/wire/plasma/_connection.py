@@ -190,7 +190,7 @@ class _Connection(ABC, Generic[D]):
             elif len(scratch) < HEADER_SIZE:
                 self._refuse_descriptors(self._parsed + HEADER_SIZE)
             else:
-                number, size = check_header(*scratch.unpack(HEADER), self._max_body_size)
+                number, size = check_header(scratch.unpack(HEADER), self._max_body_size)
                 message_type = self._check_type(number)
                 if self._descriptors:
                     self._refuse_descriptors(self._parsed + HEADER_SIZE + size)

@@ -38,11 +38,12 @@ def unpack_header(header: bytes | bytearray | memoryview, max_body_size: int = M
     Raises:
         RemoteProtocolError: another version, or a size that is negative or above `max_body_size`.
     """
-    return check_header(*HEADER.unpack(header), max_body_size)
+    return check_header(HEADER.unpack(header), max_body_size)
 
 
-def check_header(version: int, message_type: int, body_size: int, max_body_size: int) -> tuple[int, int]:
+def check_header(fields: tuple[int, ...], max_body_size: int) -> tuple[int, int]:
     """As `unpack_header`, for a header that is unpacked already."""
+    version, message_type, body_size = fields
     if version != VERSION:
         raise RemoteProtocolError(f"protocol version {version} in a frame header, only {VERSION} is known")
     if not 0 <= body_size <= max_body_size:
