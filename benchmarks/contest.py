@@ -1,9 +1,9 @@
 """A contest: two or more ways to do the same work, by turns, in one run.
 
-On a machine that others use, what a figure says alone is little: the next minute gives another one. So nothing is
-measured without its rival. Each round lets every contestant do the work once; a figure is the median of its rounds, with
-the quartiles for spread, and a ratio is the median of the ratios within each round, so that what slowed a whole round
-down is not in it.
+On a machine that others use, a figure alone says little: the next minute gives another one. So what has a rival is not
+measured without it. Each round lets every contestant do the work once; a figure is the median of its rounds, with the
+quartiles for spread, and a ratio is the median of the ratios within each round, so that what slowed a whole round down
+is not in it.
 """
 
 import statistics
@@ -121,6 +121,4 @@ def run(contest: Contest, rounds: int, most_seconds: float = 30.0) -> Outcome:
         for other in others
     }
     figures = {name: Figure.of(taken) for name, taken in samples.items()}
-    return Outcome(
-        contest.row, contest.work, contest.unit, done, figures, ratios, contest.marks, contest.missing
-    )
+    return Outcome(contest.row, contest.work, contest.unit, done, figures, ratios, contest.marks, contest.missing)

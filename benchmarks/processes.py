@@ -11,10 +11,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 ROOT = Path(__file__).parent.parent
 APACHE_PYTHON = ROOT / ".venv-apache" / "bin" / "python"
 RIVALS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
+
+Command: TypeAlias = list[str | Path]
 
 _PATIENCE = 60.0
 
@@ -102,9 +105,9 @@ def worker(name: str, path: Path) -> Iterator[Worker]:
 @contextlib.contextmanager
 def our_store(path: Path, memory: int) -> Iterator[Path]:
     """Our store at a socket."""
-    command = [sys.executable, "-m", "plasmastream", "store", "-s", path, "--memory", str(memory)]
+    command: Command = [sys.executable, "-m", "plasmastream", "store", "-s", path, "--memory", str(memory)]
     with process(command) as started:
-        _wait_for_socket(path, started)
+        wait_for_socket(path, started)
         yield path
 
 
@@ -114,7 +117,7 @@ def apache_store(path: Path, memory: int) -> Iterator[Path]:
     find = "import pyarrow, pathlib; print(pathlib.Path(pyarrow.__file__).parent / 'plasma-store-server')"
     found = subprocess.run([APACHE_PYTHON, "-c", find], capture_output=True, text=True, check=True, timeout=_PATIENCE)
     with process([found.stdout.strip(), "-m", str(memory), "-s", path]) as started:
-        _wait_for_socket(path, started)
+        wait_for_socket(path, started)
         yield path
 
 
@@ -136,7 +139,7 @@ def wait_for_port(port: int, started: Process) -> None:
     _wait(lambda: socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE).close(), started)
 
 
-def _wait_for_socket(path: Path, started: Process) -> None:
+def wait_for_socket(path: Path, started: Process) -> None:
     def connect() -> None:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(os.fspath(path))

@@ -67,20 +67,36 @@ def contests() -> Iterator[Sequence[Contest]]:
                     )
                 ),
                 contest(
-                    13, f"get {_MANY:,} in one call, release", "ms", BLOCKING, [at_most(0.5, PAIR)],
+                    13,
+                    f"get {_MANY:,} in one call, release",
+                    "ms",
+                    BLOCKING,
+                    [at_most(0.5, PAIR)],
                     _whole(workers, "get_many", _MANY, _SMALL),
                 ),
                 contest(
-                    14, f"put_many of {_MANY:,} x 100 B", "objects/s", BLOCKING, [at_least(5, PAIR)],
+                    14,
+                    f"put_many of {_MANY:,} x 100 B",
+                    "objects/s",
+                    BLOCKING,
+                    [at_least(5, PAIR)],
                     _rate(workers, "put_many", _MANY, _SMALL, _MANY),
                 ),
                 contest(
-                    15, "put of 64 MiB, digest included, warm", "GB/s", BLOCKING, [at_least(1.5, PAIR)],
+                    15,
+                    "put of 64 MiB, digest included, warm",
+                    "GB/s",
+                    BLOCKING,
+                    [at_least(1.5, PAIR)],
                     _rate(workers, "put", 3, _LARGE, 3 * _LARGE / 1e9),
                 ),
                 *(
                     contest(
-                        16, "get, release 100 B, four clients at once", "operations/s", who, [at_least(0.5, PAIR)],
+                        16,
+                        "get, release 100 B, four clients at once",
+                        "operations/s",
+                        who,
+                        [at_least(0.5, PAIR)],
                         _together(crowds, "get", 1000, _SMALL),
                     )
                     for who in (BLOCKING, UNDER_APACHE)
@@ -90,9 +106,7 @@ def contests() -> Iterator[Sequence[Contest]]:
         ]
 
 
-def _each(
-    workers: Mapping[str, Worker | None], work: str, count: int, size: int
-) -> Callable[[str], Turn | None]:
+def _each(workers: Mapping[str, Worker | None], work: str, count: int, size: int) -> Callable[[str], Turn | None]:
     """Microseconds for one of `count`."""
     return _turns(workers, lambda worker: worker.do(work, count, size) / count * 1e6)
 
@@ -126,9 +140,9 @@ def _together(
         crowd = [worker for worker in crowds[name] if worker is not None]
 
         def turn() -> float:
-            for worker in crowd:
-                worker.begin(work, count, size)
-            return sum(count / worker.end() for worker in crowd)
+            for one in crowd:
+                one.begin(work, count, size)
+            return sum(count / one.end() for one in crowd)
 
         return turn if crowd else None
 

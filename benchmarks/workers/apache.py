@@ -1,4 +1,4 @@
-"""Apache's client, `pyarrow.plasma` of pyarrow 11, at whatever store is named: `python -m benchmarks.workers.apache SOCKET`."""
+"""Apache's client, `pyarrow.plasma` of pyarrow 11, at whatever store: `python -m benchmarks.workers.apache SOCKET`."""
 
 import sys
 

@@ -4,7 +4,7 @@ import sys
 
 from benchmarks.workers.loop import new_ids, seconds, serve, timed
 from plasmastream import ObjectID
-from plasmastream.blocking import Lease, NewObject, open_store
+from plasmastream.blocking import Lease, NewObject, StoreClient, open_store
 
 client = open_store(sys.argv[1])
 
@@ -84,4 +84,17 @@ def put(count: int, size: int) -> float:
     return taken
 
 
-serve({work.__name__: work for work in (create, get, contains, get_many, put_many, put)})
+def fill(count: int, size: int) -> float:
+    """Put objects that stay."""
+    return sum(seconds(lambda: _put(min(10_000, count - first), size)) for first in range(0, count, 10_000))  # noqa: B023
+
+
+_idle: list[StoreClient] = []
+
+
+def connect(count: int, size: int) -> float:
+    """Connect as often, and stay."""
+    return seconds(lambda: _idle.extend(open_store(sys.argv[1]) for _ in range(count)))
+
+
+serve({work.__name__: work for work in (create, get, contains, get_many, put_many, put, fill, connect)})

@@ -1,7 +1,7 @@
 """A worker: a process that does named pieces of work when told to, and says how many seconds each took.
 
-One line of JSON is a task, ``["create", 500, 100]``; the answer is one line with the seconds. Only the standard library is
-used here: Apache's worker runs in an environment that has nothing of this project.
+One line of JSON is a task, ``["create", 500, 100]``; the answer is one line with the seconds. Only the standard library
+is used here: Apache's worker runs in an environment that has nothing of this project.
 """
 
 import json
