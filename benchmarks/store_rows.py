@@ -88,7 +88,7 @@ def contests() -> Iterator[Sequence[Contest]]:
                     "GB/s",
                     BLOCKING,
                     [at_least(1.5, PAIR)],
-                    _rate(workers, "put", 3, _LARGE, 3 * _LARGE / 1e9),
+                    _rate(workers, "put", 10, _LARGE, 10 * _LARGE / 1e9),
                 ),
                 *(
                     contest(
