@@ -14,6 +14,9 @@ from plasmastream._client import Haste, UnixSocket
 from plasmastream._client import close_descriptors as close_descriptors
 
 
+_LOOKS_IN_TURN = 3  # before others have theirs: each takes a microsecond or two, theirs ten
+
+
 class UnixTransport(UnixSocket):
     """A `UnixSocket` that tasks can wait for. Errors are OSError; the layer above says what they mean."""
 
@@ -31,12 +34,15 @@ class UnixTransport(UnixSocket):
         """As `receive_nowait`, but waits. A cancel loses nothing: either all of it happened or none."""
         haste = self._haste
         haste.begin()
+        looks = 0
         while True:
             try:
                 received = self.receive_nowait(into)
             except BlockingIOError:
                 if haste.looks_again():
-                    await anyio.lowlevel.checkpoint()
+                    looks += 1
+                    if looks % _LOOKS_IN_TURN == 0:
+                        await anyio.lowlevel.checkpoint()
                 else:
                     await anyio.wait_readable(self._socket)
             else:
