@@ -13,7 +13,6 @@ import anyio.lowlevel
 from plasmastream._client import Haste, UnixSocket
 from plasmastream._client import close_descriptors as close_descriptors
 
-
 _LOOKS_IN_TURN = 3  # before others have theirs: each takes a microsecond or two, theirs ten
 
 
