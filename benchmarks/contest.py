@@ -17,6 +17,11 @@ Turn: TypeAlias = Callable[[], float]
 """Does the work once; returns what it took, or reached, in the contest's unit."""
 
 
+def short(number: float) -> str:
+    """A number with three digits that count, or more before the point."""
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+
 @attrs.frozen
 class Figure:
     """What the rounds gave: the median, and a quarter of them below `low`, a quarter above `high`."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from benchmarks.contest import Figure, Turn
+from benchmarks.contest import Figure, Turn, short
 
 
 @attrs.frozen
@@ -46,7 +46,7 @@ class Drawn:
         head = f"*{self.work}*, {self.unit}, against {self.against}"
         verdict = f"; {self.growth:.2f} times from first to last third" if self.is_flat else ""
         rows = [f"| {' | '.join(self.points)} |", f"|{'---|' * len(self.points)}"]
-        rows.append(f"| {' | '.join(f'{figure.median:.3g}' for figure in self.points.values())} |")
+        rows.append(f"| {' | '.join(short(figure.median) for figure in self.points.values())} |")
         return f"{head}{verdict}:\n\n" + "\n".join(rows)
 
 

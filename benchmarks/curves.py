@@ -39,10 +39,10 @@ def curves() -> Iterator[Sequence[Curve]]:
         crowd = [client(crowded) for _ in range(max(_CLIENTS))]
         yield [
             Curve(
-                "put and delete of one object",
-                "µs a KiB",
+                "put of one object",
+                "µs",
                 "its size",
-                {name: partial(_per_kib, roomy, size) for name, size in _SIZES.items()},
+                {name: partial(_put, roomy, size) for name, size in _SIZES.items()},
             ),
             Curve(
                 "get in one call and release, for each object",
@@ -58,7 +58,7 @@ def curves() -> Iterator[Sequence[Curve]]:
             ),
             Curve(
                 "get and release",
-                "µs of the store's time",
+                "µs for each, of all clients together",
                 "clients at once",
                 {str(count): partial(_together, crowd[:count]) for count in _CLIENTS},
             ),
@@ -121,9 +121,9 @@ def _each(worker: Worker, work: str, count: int) -> float:
     return sum(worker.do(work, count, 100) for _ in range(times)) / times / count * 1e6
 
 
-def _per_kib(worker: Worker, size: int) -> float:
-    count = 1 if size > 1 << 26 else 10 if size > 1 << 20 else 100
-    return worker.do("put", count, size) / count / (size / 1024) * 1e6
+def _put(worker: Worker, size: int) -> float:
+    count = 1 if size > 1 << 26 else 10 if size > 1 << 20 else 200
+    return worker.do("put", count, size) / count * 1e6
 
 
 def _together(crowd: Sequence[Worker]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from benchmarks.contest import Figure, Outcome
+from benchmarks.contest import Figure, Outcome, short
 from benchmarks.curve import Drawn
 from benchmarks.machine import commit, machine, versions
 from benchmarks.processes import ROOT
@@ -75,12 +75,8 @@ def _verdicts(outcome: Outcome) -> list[str]:
 
 
 def _number(figure: Figure) -> str:
-    return f"{_short(figure.median)} ({_short(figure.low)} to {_short(figure.high)})"
+    return f"{short(figure.median)} ({short(figure.low)} to {short(figure.high)})"
 
 
 def _ratio(figure: Figure) -> str:
     return f"{figure.median:.2f} ({figure.low:.2f} to {figure.high:.2f})"
-
-
-def _short(number: float) -> str:
-    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
