@@ -158,7 +158,8 @@ class Dispatcher:
                         fetched = await self._fetch(request, ours, patience, encoding, budget, report)
                 waiting.deadline = deadline
                 results |= {result.object_id: result for result in fetched}
-                left = [object_id for object_id in left if object_id not in set(ours)]
+                done = set(ours)
+                left = [object_id for object_id in left if object_id not in done]
         return list(results.values())
 
     async def _fetch(

@@ -21,6 +21,7 @@ from plasmastream.wire.stream import v2 as stream_v2
 from tests.fuzz import corpus
 from tests.fuzz.mutate import Mutator
 from tests.wire.plasma import samples
+from tests.wire.stream.v2 import helpers as v2_helpers
 
 HEAD: Final = 3
 """Bytes of an input before those that a parser is fed."""
@@ -339,6 +340,34 @@ def _read_peer(
         notes.append("broken")
 
 
+def _peer_v2(how: int, choice: int, data: bytes, to_client: bool) -> None:
+    """A frame is damaged by almost every change: so its checks are put right, as a hostile end does."""
+    data = corpus.with_checks(data) if choice & 1 else data
+
+    def read(how: int) -> list[object]:
+        reader = v2_helpers.listener(corpus.CONVERSATION, to_client, _PAYLOAD_LIMIT)
+        sizes = _sizes(data, how)
+        try:
+            reader.feed(data, sizes)
+            if how & _AT_END:
+                reader.connection.receive_eof()
+                reader.take()
+        except RemoteProtocolError as error:
+            _check_broken(reader.connection, error)
+            reader.notes.append("broken")
+        return reader.notes
+
+    _check_same(read, how)
+
+
+def _peer_v2_server(how: int, choice: int, data: bytes) -> None:
+    _peer_v2(how, choice, data, to_client=False)
+
+
+def _peer_v2_client(how: int, choice: int, data: bytes) -> None:
+    _peer_v2(how, choice, data, to_client=True)
+
+
 # What they have in common
 
 
@@ -397,5 +426,7 @@ TARGETS: Final = (
     Target("notifications", _notifications, corpus.NOTIFICATIONS),
     Target("peer server", _peer_server, corpus.REQUESTS),
     Target("peer client", _peer_client, corpus.ANSWERS),
+    Target("peer server, version 2", _peer_v2_server, corpus.ASKED_V2),
+    Target("peer client, version 2", _peer_v2_client, corpus.ANSWERED_V2),
 )
 SEEDS: Final = [target.seeds for target in TARGETS]

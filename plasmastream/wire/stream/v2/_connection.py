@@ -164,6 +164,7 @@ class _Connection(ABC):
             # Not the exception itself: its traceback would keep frames alive, and with them the caller's memory.
             self._failure = type(error), str(error)
             self._let_go()
+            self._parser.close()
             raise
         return event
 

@@ -225,26 +225,31 @@ def said(steps: list[Step], by_client: bool) -> bytes:
     return b"".join(data for is_clients, data in steps if is_clients is by_client)
 
 
-def listener(steps: list[Step], to_client: bool) -> Reader:
-    """An end that bears to hear the other's part of a conversation: it asks, or ends requests, as it must."""
+def listener(steps: list[Step], to_client: bool, most: int = 1 << 20) -> Reader:
+    """An end that bears to hear the other's part of a conversation: it asks, or ends requests, as it must.
+
+    Chunks of more than `most` bytes are dropped.
+    """
     client, server = greeted()
     if not to_client:
-        reader = Reader(server)
+        reader = Reader(server, lambda started: started.length <= most)
 
         def answer(event: AnyEvent) -> None:
             if isinstance(event, Cancel) or (isinstance(event, Message) and not isinstance(event, Put)):
                 server.send(End())
+                server.data_to_send()
 
         reader.act = answer
         return reader
     asker = listener(steps, to_client=False)
     asker.feed(said(steps, by_client=True))
     requests = [note for note in asker.notes if isinstance(note, Message) and not isinstance(note, Cancel)]
-    reader = Reader(client)
+    reader = Reader(client, lambda started: started.length <= most)
 
     def ask(event: AnyEvent | None) -> None:
         if requests and (event is None or isinstance(event, End)):
             client.send(requests.pop(0))
+            client.data_to_send()
 
     ask(None)
     reader.act = ask

@@ -39,7 +39,6 @@ REQUESTS: list[Message] = [
     Open(TOKEN, True, 1, (A, B)),
     Read(TOKEN, False, 2, (Range(MOST, 1 << 40, 1 << 20), Range(7, 0, 1))),
     Drop(TOKEN, (A, B)),
-    Close(TOKEN),
     Close(TOKEN, (B,)),
     Put(TOKEN, (A, B), (Sizes(2**44, 1 << 20), Sizes(0, 0))),
     Sync((Fetch(True, "fd00::1", 65_535, (A,)), Fetch(False, "host", 1, (B,))), True, 2.5, 1 << 30, 1),
@@ -76,8 +75,8 @@ ANY_MESSAGE: st.SearchStrategy[Message] = st.one_of(
     st.builds(Hello, _token, _u32, st.lists(_text(64), max_size=4).map(tuple), _text(256), st.binary(max_size=99)),
     st.builds(Open, _token, st.booleans(), _u8, IDS),
     st.builds(Read, _token, st.booleans(), _u8, _ranges),
-    st.builds(Drop, _token, st.lists(_u64, max_size=5).map(tuple)),
-    st.builds(Close, _token),
+    st.builds(Drop, _token, IDS),
+    st.builds(Close, _token, IDS),
     st.builds(Put, _token, IDS, _many(Sizes, _u64, _u64)),
     st.builds(Sync, st.lists(_fetches, max_size=3).map(tuple), st.booleans(), _seconds, _u64, _u8),
     st.builds(Stat, IDS),
@@ -94,3 +93,4 @@ ANY_MESSAGE: st.SearchStrategy[Message] = st.one_of(
     ),
     st.builds(End, _u16, _text(400), _seconds),
 )
+SERVER_HELLO_16 = Hello(b"l" * 16, 16 << 20)
