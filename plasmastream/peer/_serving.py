@@ -19,8 +19,10 @@ from plasmastream.peer._transport import PeerStalledError, Transport
 from plasmastream.store._object_store import Lease
 from plasmastream.wire.plasma import NO_DIGEST, ErrorCode, ObjectInfo
 from plasmastream.wire.stream.v2 import (
+    GREETING,
     Close,
     ConnectionClosed,
+    DamagedError,
     Described,
     Drop,
     Encoding,
@@ -105,10 +107,15 @@ class Session:
             channel.connection.close()
 
     async def _say(self, error: ProtocolError) -> None:
-        """Tell a client that broke the protocol, if it can be told, before the connection ends."""
+        """Tell a client that broke the protocol, if it can be told, before the connection ends.
+
+        After damage nobody knows which request it would answer; but a greeting that ends without a word is version 1.
+        """
+        if isinstance(error, DamagedError) and self._channel.connection.state is not GREETING:
+            return
         with trio.move_on_after(self._services.patience.hello):
             try:
-                await self._channel.send(End(Outcome.REFUSED, str(error)[:1000]))
+                await self._channel.send(End(outcome_of(error), str(error)[:1000]))
                 self._channel.transport.close()
             except (PeerError, LocalProtocolError):
                 return
