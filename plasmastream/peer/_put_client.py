@@ -85,6 +85,7 @@ class Upload:
                     await self._put(left[:_AT_ONCE])
                     failure = None
                 except (PeerError, ProtocolError) as error:
+                    self._persistence.failed(error)
                     failure = error
                 if self._moved and failure is None:
                     continue
