@@ -101,21 +101,23 @@ class Session:
                 await self._answer(request)
             channel.close()
         except ProtocolError as error:
-            await self._say(error)
+            await self.say(error)
             raise
         finally:
             channel.connection.close()
 
-    async def _say(self, error: ProtocolError) -> None:
+    async def say(self, error: ProtocolError) -> None:
         """Tell a client that broke the protocol, if it can be told, before the connection ends.
 
         After damage nobody knows which request it would answer; but a greeting that ends without a word is version 1.
         """
-        if isinstance(error, DamagedError) and self._channel.connection.state is not GREETING:
+        is_damage = isinstance(error, DamagedError)
+        if is_damage and self._channel.connection.state is not GREETING:
             return
+        outcome = Outcome.DAMAGED if is_damage else Outcome.REFUSED
         with trio.move_on_after(self._services.patience.hello):
             try:
-                await self._channel.send(End(outcome_of(error), str(error)[:1000]))
+                await self._channel.send(End(outcome, str(error)[:1000]))
                 self._channel.transport.close()
             except (PeerError, LocalProtocolError):
                 return
