@@ -7,6 +7,7 @@ one has it sealed. Both are looked at whenever an object is sealed or removed: n
 import enum
 import ipaddress
 import logging
+import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ from plasmastream.store._table import Entry
 from plasmastream.testing import Direction, Fault, MemoryTransport, Script, Triggered, memory_transports
 from tests.peer.helpers import Objects, assert_nothing_claimed, contents, fill, objects_of
 from tests.store.helpers import assert_untouched
+
+FAULTS: Final = int(os.environ.get("PLASMASTREAM_FAULTS", "1"))
+"""How many times as much as in `make test`."""
+SEED: Final = int(os.environ.get("PLASMASTREAM_FAULTS_SEED", "0"))
 
 CAPACITY: Final = 128 << 10
 CHUNK_SIZE: Final = 1000

@@ -4,7 +4,6 @@ Cuts are at every boundary of messages, and of payloads within them, both ways; 
 payloads. `PLASMASTREAM_FAULTS` multiplies what is drawn, and `PLASMASTREAM_FAULTS_SEED` repeats a failed run.
 """
 
-import os
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -20,8 +19,10 @@ from plasmastream.testing import Cut, Direction, FaultProxy, Script, open_fault_
 from tests.peer.conversations import (
     CAPACITY,
     CHUNK_SIZE,
+    FAULTS,
     LIMITS,
     OBJECTS,
+    SEED,
     Conversation,
     Kind,
     converse,
@@ -31,21 +32,12 @@ from tests.peer.conversations import (
 )
 from tests.peer.helpers import contents, fill, objects_of, serving
 
-FAULTS = int(os.environ.get("PLASMASTREAM_FAULTS", "1"))
-SEED = int(os.environ.get("PLASMASTREAM_FAULTS_SEED", "0"))
-
 STRIPED: Final = objects_of([(20_000, 3), (50, 0), (7_500, 0)], "striped")
 
 Place = tuple[int, Direction, int]
 """A connection's number, a direction, and how many bytes have passed."""
 
 each_kind = pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.name)
-
-
-@pytest.fixture
-def autojump_clock() -> MockClock:
-    """A clock that jumps as soon as nobody has anything to do."""
-    return MockClock(autojump_threshold=0)
 
 
 def boundaries(undisturbed: Conversation) -> Iterator[Place]:
@@ -71,7 +63,7 @@ def bytes_of_payloads(undisturbed: Conversation) -> list[Place]:
     ]
 
 
-async def cut(kind: Kind, place: Place, *, reset: bool) -> None:
+async def cut_once(kind: Kind, place: Place, *, reset: bool) -> None:
     """Cut a conversation once, and see that all is well in the end."""
     number, direction, at = place
     cut = await converse(kind, spoil_one(number, direction, Cut(at, reset=reset)))
@@ -94,7 +86,7 @@ async def test_a_cut_at_each_boundary_of_messages(kind: Kind, autojump_clock: Mo
     assert undisturbed.sent_twice == 0 or kind is Kind.ASKED
     for place in boundaries(undisturbed):
         for reset in (False, True):
-            await cut(kind, place, reset=reset)
+            await cut_once(kind, place, reset=reset)
 
 
 @pytest.mark.parametrize("kind", [Kind.COPY, Kind.TAKE, Kind.PUT, Kind.SYNC], ids=lambda kind: kind.name)
@@ -103,7 +95,7 @@ async def test_cuts_inside_payloads(kind: Kind, autojump_clock: MockClock) -> No
     places = bytes_of_payloads(undisturbed)
     chance = random.Random(f"{kind.name} {SEED}")
     for drawn in range((50 if kind is Kind.SYNC else 200) * FAULTS):
-        await cut(kind, chance.choice(places), reset=drawn % 2 == 1)
+        await cut_once(kind, chance.choice(places), reset=drawn % 2 == 1)
 
 
 @pytest.mark.parametrize("kind", [Kind.COPY, Kind.TAKE, Kind.SYNC], ids=lambda kind: kind.name)
