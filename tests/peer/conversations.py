@@ -139,11 +139,11 @@ def frames(octets: bytes, direction: Direction) -> Iterator[Frame]:
         at = end
 
 
-def sent_twice(objects: Objects, heard: Iterable[bytes], direction: Direction) -> int:
+def sent_twice(objects: Objects, heard: Iterable[bytes], direction: Direction, limits: Limits2 = LIMITS) -> int:
     """Bytes of payloads, the begun ones included, that connections have brought beyond those of the objects."""
     needed = 0
     for data, metadata in objects.values():
-        is_small = len(data) + len(metadata) <= LIMITS.small_size
+        is_small = len(data) + len(metadata) <= limits.small_size
         needed += len(data) + (_RUN_ENTRY_SIZE + len(metadata) if is_small else 0)
     arrived = sum(
         min(frame.end, len(octets)) - min(frame.payload, len(octets))
