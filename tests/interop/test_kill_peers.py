@@ -17,7 +17,7 @@ import trio
 
 from plasmastream.peer import Limits2, PeerClient, PeerRequest, Result, TransferKind, open_peer
 from plasmastream.store import EmbeddedStore, NewObject, serve_store
-from plasmastream.testing import Direction, FaultProxy, Script, Stall, open_fault_proxy
+from plasmastream.testing import Cut, Direction, Fault, FaultProxy, Script, Stall, open_fault_proxy
 from tests.interop.nodes import MIB, Node
 from tests.peer.conversations import Conversation, Kind, frames, sent_twice
 from tests.peer.helpers import Objects, contents, fill, objects_of
@@ -68,8 +68,9 @@ class Case:
 
     @property
     def scripts(self) -> list[Script]:
-        """The same, for a proxy."""
-        script = Script([self.stall]) if self.direction is Direction.TO_SERVER else Script([], [self.stall])
+        """For a proxy: when it lets go of what it holds, that is lost, as are the kernel's buffers with a machine."""
+        faults: list[Fault] = [self.stall, Cut(self.at, reset=True)]
+        script = Script(faults) if self.direction is Direction.TO_SERVER else Script([], faults)
         return [Script()] * self.number + [script]
 
 
