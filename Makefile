@@ -5,6 +5,7 @@
 #   make lint     ruff and mypy alone
 #   make fuzz     spoilt input for parsers and live servers; a million of them, or INPUTS=..., from SEED=...
 #   make kills    kill 500 clients of each kind (KILLS=...) at random moments, and check the store each time
+#   make faults   cut and spoil transfers between peers at FAULTS=... times as many places as make test does
 #   make soak     ten minutes (SECONDS=...) of transfers between two nodes while everything goes wrong (needs root)
 #   make simulate   2,000 simulated worlds of peers in trouble (SEEDS=...), from SEED=... on
 #   make bench    measure everything beside its rivals, or PARTS='store peer' alone; SAVE=--save keeps the results
@@ -15,7 +16,7 @@
 # last pyarrow that came with Plasma, which needs CPython 3.11 (APACHE_PYTHON=...); without it, tests skip.
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint fuzz kills simulate soak bench schema clean setup setup-apache setup-fuzz setup-bench
+.PHONY: help demo test check lint fuzz kills faults simulate soak bench schema clean setup setup-apache setup-fuzz setup-bench
 
 PYTHON ?= python3.11 python3.12 python3.13 python3
 APACHE_PYTHON ?= python3.11 python3
@@ -72,6 +73,12 @@ kills: setup setup-apache
 	@if [ -e $(APACHE_READY) ]; then export PLASMASTREAM_REQUIRE_APACHE=1; fi; \
 	  PLASMASTREAM_KILLS=$(KILLS) PLASMASTREAM_KILLS_SEED=$(or $(SEED),0) \
 	  $(BIN)/python -m pytest -rP -k random_moments tests/interop/test_kills.py
+
+# From 127 on, every bit of the conversations has its turn. A failed run prints what it drew from its seed.
+FAULTS ?= 20
+faults: setup
+	@PLASMASTREAM_FAULTS=$(FAULTS) PLASMASTREAM_FAULTS_SEED=$(or $(SEED),1) \
+	  $(BIN)/python -m pytest tests/peer/test_cuts.py tests/peer/test_flips.py
 
 # Two machines are two network namespaces here. PEER_VERSION=2 lets happen what version 1 cannot notice.
 SECONDS ?= 600

@@ -5,6 +5,7 @@ what is here already; *read* what is missing, over several connections; and, to 
 source what is sealed here. A round in which nothing moved is followed by a wait. What a round has verified stays.
 """
 
+import logging
 import math
 import os
 from collections import deque
@@ -44,6 +45,8 @@ from plasmastream.wire.stream.v2 import (
     RunArrived,
     RunDamaged,
 )
+
+_log = logging.getLogger(__name__)
 
 Report = Callable[[int, int], None]
 """Called with (objects, bytes) that have arrived since the last call."""
@@ -179,6 +182,7 @@ class Fetch:
                 raise PeerError(f"{self._lanes} spoke version 2, and does no more") from None
             raise
         except (PeerError, ProtocolError) as error:
+            self._persistence.failed(error)
             failure = error
         left = self._unfinished
         if not left:
@@ -326,6 +330,7 @@ class Fetch:
         wanted.incoming = Incoming(wanted.object_id, described.data_size, described.metadata)
 
     def _note_damage(self, wanted: _Wanted, offset: int) -> None:
+        _log.info("object %s was damaged on its way from %s", wanted.object_id, self._lanes)
         wanted.damaged[offset] = wanted.damaged.get(offset, 0) + 1
         wanted.obstacle = Outcome.BROKEN_OFF, "it was damaged on its way"
         if wanted.damaged[offset] >= _ATTEMPTS:
@@ -529,8 +534,8 @@ class Fetch:
         with anyio.move_on_after(_CLOSE_WITHIN):
             try:
                 await self._close(())
-            except (PeerError, ProtocolError):
-                return  # it will let go by itself
+            except (PeerError, ProtocolError) as error:
+                self._persistence.failed(error)  # the peer will let go by itself
 
     async def _close(self, object_ids: tuple[ObjectID, ...]) -> None:
         async with self._lanes.channel(Lane.SMALL) as channel:

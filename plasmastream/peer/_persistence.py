@@ -1,9 +1,14 @@
 """Trying again: how long, and with what waits in between."""
 
+import logging
 import math
 import random
 
 import anyio
+
+from plasmastream._errors import PlasmastreamError
+
+_log = logging.getLogger(__name__)
 
 _FIRST_WAIT = 0.1
 _LONGEST_WAIT = 5.0
@@ -34,6 +39,10 @@ class Persistence:
         self.has_progressed = True
         self._since = anyio.current_time()
         self._wait = _FIRST_WAIT
+
+    def failed(self, error: PlasmastreamError) -> None:
+        """Say that an attempt has failed: where the next one succeeds, nobody else does."""
+        _log.info("an attempt has failed: %s", error)
 
     @property
     def seconds_stuck(self) -> float:

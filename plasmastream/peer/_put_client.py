@@ -87,6 +87,7 @@ class Upload:
                 except OldPeerError:
                     raise
                 except (PeerError, ProtocolError) as error:
+                    self._persistence.failed(error)
                     failure = error
                 if self._moved and failure is None:
                     continue

@@ -1,5 +1,6 @@
 """A PUT at the server: say what is wanted, take what comes, and say it again until all is here or given up."""
 
+import logging
 from collections import Counter, defaultdict
 from functools import partial
 
@@ -21,6 +22,8 @@ from plasmastream.wire.stream.v2 import (
     RunDamaged,
     Want,
 )
+
+_log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 
@@ -90,11 +93,14 @@ class PutRequest:
                 case RunArrived():
                     await self._take_run(event)
                 case RunDamaged():
-                    pass  # what was in it is still wanted
+                    self._note_damage("a run of small objects")
                 case Progress():
                     return
                 case _:
                     raise self._channel.not_wanted(event)
+
+    def _note_damage(self, what: str) -> None:
+        _log.info("%s: %s of a PUT was damaged on its way; it is wanted again", self._channel.peer, what)
 
     def _incoming(self, index: int) -> Incoming | None:
         return self._hold.incoming.get(self._request.object_ids[index])
@@ -162,7 +168,10 @@ class PutRequest:
 
     async def _take_chunk(self, chunk: ChunkEnded) -> None:
         incoming = self._incoming(chunk.index)
-        if incoming is None or not chunk.is_intact:
+        if not chunk.is_intact:
+            self._note_damage("a chunk")
+            return
+        if incoming is None:
             return
         incoming.missing.remove(chunk.offset, chunk.offset + chunk.length)
         if not incoming.missing:

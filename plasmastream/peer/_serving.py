@@ -19,6 +19,7 @@ from plasmastream.peer._transport import PeerStalledError, Transport
 from plasmastream.store._object_store import Lease
 from plasmastream.wire.plasma import NO_DIGEST, ErrorCode, ObjectInfo
 from plasmastream.wire.stream.v2 import (
+    GREETING,
     Close,
     ConnectionClosed,
     DamagedError,
@@ -106,8 +107,14 @@ class Session:
             channel.connection.close()
 
     async def say(self, error: ProtocolError) -> None:
-        """Tell a client that broke the protocol, if it can be told, before the connection ends."""
-        outcome = Outcome.DAMAGED if isinstance(error, DamagedError) else Outcome.REFUSED
+        """Tell a client that broke the protocol, if it can be told, before the connection ends.
+
+        After damage nobody knows which request it would answer; but a greeting that ends without a word is version 1.
+        """
+        is_damage = isinstance(error, DamagedError)
+        if is_damage and self._channel.connection.state is not GREETING:
+            return
+        outcome = Outcome.DAMAGED if is_damage else Outcome.REFUSED
         with trio.move_on_after(self._services.patience.hello):
             try:
                 await self._channel.send(End(outcome, str(error)[:1000]))

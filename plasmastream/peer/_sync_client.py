@@ -42,6 +42,7 @@ class SyncCall:
             except OldPeerError:
                 raise
             except (PeerError, ProtocolError) as error:
+                persistence.failed(error)
                 retry_after = error.retry_after if isinstance(error, RefusedError) else 0.0
                 is_first = not persistence.has_progressed and self.timeout is None
                 outcome = outcome_of(error)

@@ -18,6 +18,7 @@ async def run(options: argparse.Namespace) -> None:
         idle=options.idle,
         progress=options.progress,
         objects=options.objects,
+        token=options.token,
         fetching=PeerTimeouts(connect=options.connect, progress=options.progress, store=options.store_wait),
     )
 
@@ -63,7 +64,8 @@ def main() -> None:
     parser.add_argument("--store-only", action="store_true")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--max-connections", type=int, default=128)
-    seconds = {"idle": 300, "progress": 30, "objects": 0.01, "connect": 10, "store-wait": 10, "store-connect": 2}
+    seconds = {"idle": 300, "progress": 30, "objects": 0.01, "token": 30}
+    seconds |= {"connect": 10, "store-wait": 10, "store-connect": 2}
     for name, default in seconds.items():
         parser.add_argument(f"--{name}", type=float, default=default)
     trio.run(run, parser.parse_args())
