@@ -139,13 +139,16 @@ class PutRequest:
             await self._finish(index, Outcome.NO_ROOM, "too much of this peer's is on its way here already")
             return None
         incoming = Incoming(self._request.object_ids[index], described.data_size, described.metadata)
+
+        async def begin() -> None:
+            await incoming.begin(self._store, self._services.room_timeout)
+            holds.keep_incoming(self._hold, incoming)  # at once: a cancel from here on finds it there
+
         try:
-            begin = partial(incoming.begin, self._store, self._services.room_timeout)
             await self._channel.patiently(begin)
         except StoreError as error:
             await self._finish(index, outcome_of_failed_put(error, size, self._store), str(error))
             return None
-        holds.keep_incoming(self._hold, incoming)
         return incoming
 
     def _place_chunk(self, chunk: ChunkStarted) -> None:
