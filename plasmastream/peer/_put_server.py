@@ -64,7 +64,8 @@ class PutRequest:
     async def _find_present(self) -> None:
         left = sorted(self._left)
         ids = [self._request.object_ids[index] for index in left]
-        for index, is_there in zip(left, await self._store.contains(ids), strict=True):
+        present = await self._channel.patiently(partial(self._store.contains, ids))
+        for index, is_there in zip(left, present, strict=True):
             if is_there:
                 await self._finish(index, Outcome.PRESENT)
 
@@ -173,7 +174,7 @@ class PutRequest:
 
     async def _seal(self, index: int, incoming: Incoming) -> None:
         try:
-            (await incoming.seal(self._store)).release()
+            (await self._channel.patiently(partial(incoming.seal, self._store))).release()
         except StoreError as error:
             await self._finish(index, outcome_of(error), str(error))
             return
