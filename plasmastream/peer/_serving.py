@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 
 import trio
@@ -135,7 +136,9 @@ class Session:
         services = self._services
         admission = services.syncs if isinstance(request, Sync) else services.admission
         try:
-            async with admission.admit(self._peer):
+            async with AsyncExitStack() as place:
+                enter = partial(place.enter_async_context, admission.admit(self._peer))
+                await (self._channel.patiently(enter) if admission.is_full(self._peer) else enter())
                 match request:
                     case Open():
                         await self._open(request)
