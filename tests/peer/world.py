@@ -69,6 +69,7 @@ class World:
         self.slow: Slow | None = None
         """Which end of each connection moves a byte a second."""
         self.room = 64 << 10
+        self.client_host = "client"
         self.clients: list[PeerClient] = []
         self._served: dict[str, list[trio.CancelScope]] = defaultdict(list)
         self._dead: set[str] = set()
@@ -92,7 +93,7 @@ class World:
         number = len(self.connections) + 1
         faults = self.faults.get(number) or self.faults.get(0) or ((), ())
         ends = memory_transports(*faults, room=self.room)
-        ends[0].peer, ends[1].peer = f"{host}:{port}", f"client:{number}"
+        ends[0].peer, ends[1].peer = f"{host}:{port}", f"{self.client_host}:{number}"
         scope = trio.CancelScope()
         self.connections.append(ends)
         self.scopes.append(scope)
