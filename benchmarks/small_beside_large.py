@@ -1,7 +1,7 @@
 """How long small objects take while a large one is under way: 64 clients of one node, from which another fetches 4 GiB.
 
-Each client asks for one object of 1 KiB after the other. Rounds alternate: nothing else under way, then the large transfer. The
-figure is the ratio of the median delays.
+Each client asks for one object of 1 KiB after the other. Rounds alternate: with nothing else under way, and with the
+large transfer. The figure is the ratio of the median delays.
 """
 
 import statistics
@@ -65,7 +65,7 @@ async def _measure(clients: Sequence[PeerClient], ids: Sequence[ObjectID], until
     delays: list[float] = []
     async with trio.open_nursery() as nursery:
         for index, client in enumerate(clients):
-            nursery.start_soon(_ask, client, ids[index:] + ids[:index], until, delays)
+            nursery.start_soon(_ask, client, [*ids[index:], *ids[:index]], until, delays)
     return delays
 
 

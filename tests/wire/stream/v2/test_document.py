@@ -27,7 +27,7 @@ def test_frames() -> None:
     rows = table("type")
     assert {int(number): frame(name) for number, name, *_ in rows} == {t.value: t for t in FrameType}
     clients = {frame(name) for _, name, sender, _ in rows if sender in ("client", "both")}
-    assert clients == REQUESTS | {FrameType.HELLO, FrameType.CANCEL}
+    assert clients == REQUESTS | {FrameType.HELLO, FrameType.CANCEL, FrameType.PROGRESS}
 
 
 def test_states() -> None:

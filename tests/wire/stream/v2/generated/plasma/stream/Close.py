@@ -51,7 +51,34 @@ class Close(object):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
         return o == 0
 
-def CloseStart(builder): builder.StartObject(1)
+    # Close
+    def ObjectIds(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # Close
+    def ObjectIdsAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # Close
+    def ObjectIdsLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Close
+    def ObjectIdsIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        return o == 0
+
+def CloseStart(builder): builder.StartObject(2)
 def Start(builder):
     return CloseStart(builder)
 def CloseAddToken(builder, token): builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(token), 0)
@@ -60,6 +87,12 @@ def AddToken(builder, token):
 def CloseStartTokenVector(builder, numElems): return builder.StartVector(1, numElems, 1)
 def StartTokenVector(builder, numElems):
     return CloseStartTokenVector(builder, numElems)
+def CloseAddObjectIds(builder, objectIds): builder.PrependUOffsetTRelativeSlot(1, flatbuffers.number_types.UOffsetTFlags.py_type(objectIds), 0)
+def AddObjectIds(builder, objectIds):
+    return CloseAddObjectIds(builder, objectIds)
+def CloseStartObjectIdsVector(builder, numElems): return builder.StartVector(1, numElems, 1)
+def StartObjectIdsVector(builder, numElems):
+    return CloseStartObjectIdsVector(builder, numElems)
 def CloseEnd(builder): return builder.EndObject()
 def End(builder):
     return CloseEnd(builder)

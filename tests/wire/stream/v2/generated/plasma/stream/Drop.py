@@ -52,29 +52,29 @@ class Drop(object):
         return o == 0
 
     # Drop
-    def Handles(self, j):
+    def ObjectIds(self, j):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
         if o != 0:
             a = self._tab.Vector(o)
-            return self._tab.Get(flatbuffers.number_types.Uint64Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 8))
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
         return 0
 
     # Drop
-    def HandlesAsNumpy(self):
+    def ObjectIdsAsNumpy(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
         if o != 0:
-            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint64Flags, o)
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
         return 0
 
     # Drop
-    def HandlesLength(self):
+    def ObjectIdsLength(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
         if o != 0:
             return self._tab.VectorLen(o)
         return 0
 
     # Drop
-    def HandlesIsNone(self):
+    def ObjectIdsIsNone(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
         return o == 0
 
@@ -87,12 +87,12 @@ def AddToken(builder, token):
 def DropStartTokenVector(builder, numElems): return builder.StartVector(1, numElems, 1)
 def StartTokenVector(builder, numElems):
     return DropStartTokenVector(builder, numElems)
-def DropAddHandles(builder, handles): builder.PrependUOffsetTRelativeSlot(1, flatbuffers.number_types.UOffsetTFlags.py_type(handles), 0)
-def AddHandles(builder, handles):
-    return DropAddHandles(builder, handles)
-def DropStartHandlesVector(builder, numElems): return builder.StartVector(8, numElems, 8)
-def StartHandlesVector(builder, numElems):
-    return DropStartHandlesVector(builder, numElems)
+def DropAddObjectIds(builder, objectIds): builder.PrependUOffsetTRelativeSlot(1, flatbuffers.number_types.UOffsetTFlags.py_type(objectIds), 0)
+def AddObjectIds(builder, objectIds):
+    return DropAddObjectIds(builder, objectIds)
+def DropStartObjectIdsVector(builder, numElems): return builder.StartVector(1, numElems, 1)
+def StartObjectIdsVector(builder, numElems):
+    return DropStartObjectIdsVector(builder, numElems)
 def DropEnd(builder): return builder.EndObject()
 def End(builder):
     return DropEnd(builder)
