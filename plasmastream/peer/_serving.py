@@ -45,7 +45,6 @@ _log = logging.getLogger(__name__)
 
 _HELD_AT_ONCE = 256
 _LISTED_AT_ONCE = 4096
-_LOOK_AGAIN = 1.0  # seconds
 
 _Outcomes = defaultdict[tuple[int, str], list[int]]
 
@@ -117,10 +116,7 @@ class Session:
 
     async def _next_request(self) -> Message | ConnectionClosed | None:
         """The next request, or the clean end; None where the connection stays idle, or the server stops."""
-        while any(not hold.is_empty for hold in self._used):  # this client has something under way
-            with trio.move_on_after(_LOOK_AGAIN):  # it may end on another connection
-                return await self._read_request()
-        with trio.CancelScope() as scope, self._services.may_stop(scope):
+        with trio.CancelScope() as scope, self._services.may_stop(scope, self._used):
             return await self._read_request()
         return None
 

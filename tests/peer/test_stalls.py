@@ -18,6 +18,8 @@ from tests.peer.world import (
     OBJECTS,
     OPERATIONS,
     PUT,
+    SYNC,
+    TAKE,
     TRANSFERS,
     Operation,
     Point,
@@ -29,8 +31,8 @@ from tests.peer.world import (
 from tests.store.helpers import open_descriptors
 
 ONCE = PeerTimeouts(retry=0)
-CLOSING = 5.0
-"""Seconds for the last word, which a transfer that is done waits for."""
+LAST_WORD = 5.0
+"""Seconds at most that are spent on the last word: CLOSE, or what became of a SYNC that ran out of time."""
 
 
 def due(point: Point) -> float:
@@ -50,7 +52,7 @@ async def test_a_stall_at_any_call_is_given_up_in_time(operation: Operation, aut
             took = trio.current_time() - began
             if not failures:  # it was done by then
                 operation.check(world)
-                assert took in (0.0, CLOSING, 30.0)
+                assert took in (0.0, LAST_WORD, pytest.approx(30))
             else:
                 assert took == pytest.approx(due(point)), point
             for object_id, reason in failures.items():
@@ -70,7 +72,7 @@ async def test_a_stall_of_one_connection_heals(operation: Operation, autojump_cl
             assert trio.current_time() - began < 2 * 30
 
 
-@pytest.mark.parametrize("operation", TRANSFERS, ids=str)
+@pytest.mark.parametrize("operation", [TAKE, PUT, SYNC], ids=str)
 async def test_the_callers_time_is_kept_whatever_stalls(operation: Operation, autojump_clock: MockClock) -> None:
     """All connections stall at the same call, and all attempts with them."""
     calls = {(point.end, point.call) for point in await points_of(operation)}
@@ -79,13 +81,13 @@ async def test_the_callers_time_is_kept_whatever_stalls(operation: Operation, au
             world.let_happen(0, end, CallFault.stall(call))
             began = trio.current_time()
             failures = await operation.ask(world, world.client(), 47.0)
-            assert trio.current_time() - began <= 47.0 + CLOSING, (end, call)
+            assert trio.current_time() - began <= 47.0 + LAST_WORD + 0.001, (end, call)
             assert_nothing_lost(world, operation)
             if not failures:
                 operation.check(world)
 
 
-@pytest.mark.parametrize("operation", TRANSFERS, ids=str)
+@pytest.mark.parametrize("operation", [TAKE, PUT, SYNC], ids=str)
 async def test_without_a_time_attempts_end_when_nothing_moves(operation: Operation, autojump_clock: MockClock) -> None:
     calls = {(point.end, point.call) for point in await points_of(operation)}
     for end, call in sorted(calls):
