@@ -22,6 +22,7 @@ from plasmastream.wire.plasma import NO_DIGEST, ErrorCode, ObjectInfo
 from plasmastream.wire.stream.v2 import (
     Close,
     ConnectionClosed,
+    DamagedError,
     Described,
     Drop,
     Encoding,
@@ -100,16 +101,17 @@ class Session:
                 await self._answer(request)
             channel.close()
         except ProtocolError as error:
-            await self._say(error)
+            await self.say(error)
             raise
         finally:
             channel.connection.close()
 
-    async def _say(self, error: ProtocolError) -> None:
+    async def say(self, error: ProtocolError) -> None:
         """Tell a client that broke the protocol, if it can be told, before the connection ends."""
+        outcome = Outcome.DAMAGED if isinstance(error, DamagedError) else Outcome.REFUSED
         with trio.move_on_after(self._services.patience.hello):
             try:
-                await self._channel.send(End(Outcome.REFUSED, str(error)[:1000]))
+                await self._channel.send(End(outcome, str(error)[:1000]))
                 self._channel.transport.close()
             except (PeerError, LocalProtocolError):
                 return

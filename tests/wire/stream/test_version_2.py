@@ -11,7 +11,7 @@ from plasmastream.wire.stream import (
     TransferRequested,
     Version2Offered,
 )
-from plasmastream.wire.stream.v2 import MAGIC
+from plasmastream.wire.stream.v2 import MAGIC, DamagedError
 from tests.wire.stream.helpers import Feeder, feed_copy, feed_place, object_id
 
 COPY_ONE = bytes.fromhex("02 0100") + object_id(1)
@@ -47,6 +47,14 @@ def test_a_wrong_byte_is_refused_as_soon_as_it_is_there(place: int) -> None:
                 server.next_event()
         with pytest.raises(LocalProtocolError, match="take_rest"):
             server.take_rest()
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_a_first_byte_with_a_bit_flipped_is_no_request_and_may_have_been_an_offer(bit: int) -> None:
+    server = ServerConnection()
+    server.receive_data(bytes([MAGIC[0] ^ 1 << bit]) + MAGIC[1:])
+    with pytest.raises(DamagedError):
+        server.next_event()
 
 
 def test_later_than_at_the_beginning_it_is_an_unknown_request() -> None:

@@ -22,6 +22,7 @@ from plasmastream._errors import LocalProtocolError, ProtocolError, RemoteProtoc
 from plasmastream.wire._payload import DIRECT_SIZE, Payload
 from plasmastream.wire._scratch import Scratch
 from plasmastream.wire.stream._events import NEED_BUFFER, NEED_DATA, ConnectionClosed, Event, Signal
+from plasmastream.wire.stream._messages import DamagedError
 from plasmastream.wire.stream.v2._encodings import Encoding, decode, encode
 from plasmastream.wire.stream.v2._events import (
     ChunkEnded,
@@ -38,7 +39,6 @@ from plasmastream.wire.stream.v2._frames import (
     OBJECT,
     RUN,
     RUN_ENTRY,
-    DamagedError,
     FrameType,
     Head,
     check_of,

@@ -19,7 +19,7 @@ import attrs
 from xxhash import xxh3_64_intdigest
 
 from plasmastream._errors import RemoteProtocolError
-from plasmastream.wire.stream._messages import MAGIC_OF_VERSION_2
+from plasmastream.wire.stream._messages import MAGIC_OF_VERSION_2, DamagedError
 
 MAGIC: Final = MAGIC_OF_VERSION_2
 """What a connection of version 2 begins with."""
@@ -60,10 +60,6 @@ class FrameType(IntEnum):
     PROGRESS = 21
     LISTED = 22
     END = 23
-
-
-class DamagedError(RemoteProtocolError):
-    """A frame was damaged on its way: its check is wrong. Nobody can know where the next one begins."""
 
 
 @attrs.frozen
