@@ -38,6 +38,10 @@ class Admission:
         """Whether nobody works or waits."""
         return not self._working and not self._waiting
 
+    def is_full(self, peer: str) -> bool:
+        """Whether a request of a peer would have to wait."""
+        return self._working[peer] >= self._at_work
+
     @asynccontextmanager
     async def admit(self, peer: str) -> AsyncIterator[None]:
         """Work on a request of a peer within the block; wait for the turn first.
@@ -45,10 +49,10 @@ class Admission:
         Raises:
             BusyError: it did not come in time, or too many wait.
         """
-        if self._working[peer] < self._at_work:
-            self._working[peer] += 1
-        else:
+        if self.is_full(peer):
             await self._wait(peer)
+        else:
+            self._working[peer] += 1
         try:
             yield
         finally:

@@ -109,7 +109,8 @@ class Channel:
     def _stalled(self) -> PeerStalledError:
         now = anyio.current_time()
         late = self.connection.late(now) or Lateness.SILENT
-        return PeerStalledError(f"{self.peer} {late.value} for {now - self.connection.last_progress:.3g} s")
+        seconds = self.patience.stall if late is Lateness.SLOW else now - self.connection.last_progress
+        return PeerStalledError(f"{self.peer} {late.value} for {seconds:.3g} s")
 
     def close(self) -> None:
         """End the connection in order. May be called again."""

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import anyio
@@ -67,6 +68,8 @@ class Upload:
         self._report = report
         self._token = os.urandom(TOKEN_SIZE)
         self._moved = False
+        self._unsent: list[int | None] = [len(data) + len(metadata) for data, metadata in self._contents]
+        """The least bytes of each object that were ever left to send; None when it has left whole."""
 
     async def run(self) -> list[Result]:
         """Put all that can be put.
@@ -93,14 +96,18 @@ class Upload:
                     continue
                 if not await self._may_go_on(failure):
                     break
-        for index, result in enumerate(self._results):
-            if result is None:
-                reason = "" if failure is None else str(failure)
-                outcome = Outcome.BROKEN_OFF if failure is None else outcome_of(failure)
-                if scope.cancelled_caught:
-                    outcome, reason = Outcome.OUT_OF_TIME, "; ".join(("the time allowed for it is over", reason))
-                self._results[index] = Result(self._objects[index].object_id, outcome, reason)
-        return [result for result in self._results if result is not None]
+        outcome = Outcome.BROKEN_OFF if failure is None else outcome_of(failure)
+        reasons = [] if failure is None else [str(failure)]
+        if scope.cancelled_caught:
+            outcome = Outcome.OUT_OF_TIME
+            reasons.insert(0, "the time allowed for it is over")
+        return [result or self._give_up(index, outcome, reasons) for index, result in enumerate(self._results)]
+
+    def _give_up(self, index: int, outcome: Outcome, reasons: Sequence[str]) -> Result:
+        size = sum(map(len, self._contents[index]))
+        how_far = f"{size - (self._unsent[index] or 0):,} of {size:,} bytes had left"
+        stuck = f"the last progress was {self._persistence.seconds_stuck:.3g} s ago, with {self._lanes}"
+        return Result(self._objects[index].object_id, outcome, "; ".join((*reasons, how_far, stuck)))
 
     async def _may_go_on(self, failure: PlasmastreamError | None) -> bool:
         if failure is None:
@@ -143,6 +150,9 @@ class Upload:
         connection = channel.connection
         run: list[tuple[int, memoryview, memoryview]] = []
         size, described = 0, -1
+        left: Counter[int] = Counter()
+        for wanted in ranges:
+            left[wanted.what] += wanted.length
         for wanted in ranges:
             position = wanted.what
             if position >= len(batch):
@@ -155,7 +165,7 @@ class Upload:
                 run.append((position, data, metadata))
                 size += len(data) + len(metadata)
                 if size >= self._limits.run_size:
-                    await self._send_run(channel, run)
+                    await self._send_run(channel, batch, run)
                     run, size = [], 0
                 continue
             if position != described:
@@ -165,21 +175,30 @@ class Upload:
                 piece = data[at : min(end, at + connection.chunk_size)]
                 connection.send_chunk(position, at, piece, self._encoding)
                 await self._flush(channel)
-                self._report(0, len(piece))
+                left[position] -= len(piece)
+                self._note_sent(batch[position], left[position])
         if run:
-            await self._send_run(channel, run)
+            await self._send_run(channel, batch, run)
         await channel.send(Progress())
 
     async def _send_run(
-        self, channel: ClientChannel, run: Sequence[tuple[int, memoryview, memoryview]]
+        self, channel: ClientChannel, batch: Sequence[int], run: Sequence[tuple[int, memoryview, memoryview]]
     ) -> None:
         channel.connection.send_run(run, self._encoding)
         await self._flush(channel)
-        self._report(len(run), sum(len(data) + len(metadata) for _, data, metadata in run))
+        for position, _, _ in run:
+            self._note_sent(batch[position], 0)
+
+    def _note_sent(self, index: int, left: int) -> None:
+        """Note that all but so many bytes of an object have left. What is sent again is no progress."""
+        before = self._unsent[index]
+        if before is not None and (left < before or not left):
+            self._unsent[index] = left or None
+            self._persistence.progressed()
+            self._report(int(not left), before - left)
 
     async def _flush(self, channel: ClientChannel) -> None:
         await channel.flush()
-        self._persistence.progressed()
         match event := await channel.waiting_event():
             case None | Progress():
                 pass

@@ -67,7 +67,8 @@ class PutRequest:
     async def _find_present(self) -> None:
         left = sorted(self._left)
         ids = [self._request.object_ids[index] for index in left]
-        for index, is_there in zip(left, await self._store.contains(ids), strict=True):
+        present = await self._channel.patiently(partial(self._store.contains, ids))
+        for index, is_there in zip(left, present, strict=True):
             if is_there:
                 await self._finish(index, Outcome.PRESENT)
 
@@ -145,13 +146,16 @@ class PutRequest:
             await self._finish(index, Outcome.NO_ROOM, "too much of this peer's is on its way here already")
             return None
         incoming = Incoming(self._request.object_ids[index], described.data_size, described.metadata)
+
+        async def begin() -> None:
+            await incoming.begin(self._store, self._services.room_timeout)
+            holds.keep_incoming(self._hold, incoming)  # at once: a cancel from here on finds it there
+
         try:
-            begin = partial(incoming.begin, self._store, self._services.room_timeout)
             await self._channel.patiently(begin)
         except StoreError as error:
             await self._finish(index, outcome_of_failed_put(error, size, self._store), str(error))
             return None
-        holds.keep_incoming(self._hold, incoming)
         return incoming
 
     def _place_chunk(self, chunk: ChunkStarted) -> None:
@@ -179,7 +183,7 @@ class PutRequest:
 
     async def _seal(self, index: int, incoming: Incoming) -> None:
         try:
-            (await incoming.seal(self._store)).release()
+            (await self._channel.patiently(partial(incoming.seal, self._store))).release()
         except StoreError as error:
             await self._finish(index, outcome_of(error), str(error))
             return

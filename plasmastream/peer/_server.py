@@ -8,7 +8,7 @@ import logging
 import math
 import socket
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -114,7 +114,7 @@ class PeerServer:
         self._background: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._accepting = trio.CancelScope()
-        self._idle: set[trio.CancelScope] = set()
+        self._idle: dict[trio.CancelScope, Set[Hold]] = {}
         self.address = ("", 0)
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -145,19 +145,23 @@ class PeerServer:
         self._scope.deadline = trio.current_time() + grace
         self._accepting.cancel()
         self._services.holds.close()
-        for scope in self._idle:
-            scope.cancel()
+        self._stop_idle()
+
+    def _stop_idle(self) -> None:
+        for scope, used in self._idle.items():
+            if all(hold.is_empty for hold in used):
+                scope.cancel()
 
     @contextmanager
-    def _may_stop(self, scope: trio.CancelScope) -> Iterator[None]:
-        """A block of a cancel scope that a shutdown may cut short: nothing is under way in it."""
-        self._idle.add(scope)
+    def _may_stop(self, scope: trio.CancelScope, used: Set[Hold] = frozenset()) -> Iterator[None]:
+        """A block of a cancel scope that a shutdown may cut short, as soon as these tokens hold nothing."""
+        self._idle[scope] = used
         if self._accepting.cancel_called:
-            scope.cancel()
+            self._stop_idle()  # also others: what their tokens held may have been let go over this connection
         try:
             yield
         finally:
-            self._idle.discard(scope)
+            del self._idle[scope]
 
     def _is_being_taken(self, object_ids: Sequence[ObjectID]) -> bool:
         """Whether a TAKE of any of these objects is running, by either version."""

@@ -1,6 +1,6 @@
 """What the connections of a server share, and how one of them keeps its client patient."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ from plasmastream._errors import PeerError, PlasmastreamError
 from plasmastream.peer._admission import Admission
 from plasmastream.peer._channel import Channel
 from plasmastream.peer._dispatcher import Claims, Dispatcher
-from plasmastream.peer._holds import Holds
+from plasmastream.peer._holds import Hold, Holds
 from plasmastream.peer._transport import Transport
 from plasmastream.store._object_store import ObjectStore
 from plasmastream.wire.stream.v2 import (
@@ -49,8 +49,8 @@ class Services:
     """How long to wait for objects that are not there, in seconds."""
     room_timeout: float
     """How long to wait for room in the store, in seconds."""
-    may_stop: Callable[[trio.CancelScope], AbstractContextManager[None]]
-    """A block of a scope that is cancelled when the server stops."""
+    may_stop: Callable[[trio.CancelScope, Set[Hold]], AbstractContextManager[None]]
+    """A block of a scope that is cancelled when the server stops, and these tokens hold nothing any more."""
     taking: Claims
     """What is being taken by version 1."""
 

@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 
 import trio
@@ -124,9 +125,7 @@ class Session:
 
     async def _next_request(self) -> Message | ConnectionClosed | None:
         """The next request, or the clean end; None where the connection stays idle, or the server stops."""
-        if any(not hold.is_empty for hold in self._used):
-            return await self._read_request()  # this client has something under way
-        with trio.CancelScope() as scope, self._services.may_stop(scope):
+        with trio.CancelScope() as scope, self._services.may_stop(scope, self._used):
             return await self._read_request()
         return None
 
@@ -144,7 +143,9 @@ class Session:
         services = self._services
         admission = services.syncs if isinstance(request, Sync) else services.admission
         try:
-            async with admission.admit(self._peer):
+            async with AsyncExitStack() as place:
+                enter = partial(place.enter_async_context, admission.admit(self._peer))
+                await (self._channel.patiently(enter) if admission.is_full(self._peer) else enter())
                 match request:
                     case Open():
                         await self._open(request)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import anyio
 import attrs
 
 from plasmastream._errors import PeerError, ProtocolError, RemoteProtocolError
@@ -9,11 +10,15 @@ from plasmastream.peer._channel import ClientChannel
 from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._results import RefusedError, Result, outcome_of
+from plasmastream.peer._transport import PeerStalledError
 from plasmastream.wire.stream import PeerRequest, TransferKind
 from plasmastream.wire.stream.v2 import Encoding, Fetch, Outcome, Outcomes, Progress, Sync
 
 SyncProgress = Callable[[Sequence[tuple[int, int]]], None]
 """Called with the (objects, bytes) of each peer request so far."""
+
+_LAST_WORD = 5.0  # seconds for a server to say what became of what ran out of time
+_SHORTEST = 0.001
 
 
 @attrs.frozen
@@ -35,6 +40,11 @@ class SyncCall:
             PeerError: it cannot be reached, or refused.
             RemoteProtocolError: it broke the protocol.
         """
+        with anyio.move_on_after(persistence.deadline + _LAST_WORD - anyio.current_time()):
+            return await self._ask_until_answered(lanes, persistence)
+        raise PeerStalledError(f"{lanes} did not end a SYNC within its {self.timeout:g} s, nor {_LAST_WORD:g} s later")
+
+    async def _ask_until_answered(self, lanes: Lanes, persistence: Persistence) -> tuple[tuple[Result, ...], ...]:
         while True:
             try:
                 async with lanes.channel(Lane.SYNC) as channel:
@@ -57,14 +67,19 @@ class SyncCall:
             for request in self.peer_requests
         )
         results: list[list[Result | None]] = [[None] * len(request.object_ids) for request in requests]
-        await channel.send(Sync(requests, self.detach, self.timeout or 0.0, self.max_bytes, self.encoding))
+        nbytes = 0
+        timeout = 0.0  # for none
+        if self.timeout is not None:
+            timeout = max(_SHORTEST, persistence.deadline - anyio.current_time())
+        await channel.send(Sync(requests, self.detach, timeout, self.max_bytes, self.encoding))
         while (event := await channel.answer()) is not None:
             match event:
                 case Outcomes():
                     self._note(channel, event, results)
-                    persistence.progressed()
                 case Progress():
-                    persistence.progressed()
+                    before, nbytes = nbytes, sum(amount.nbytes for amount in event.requests)
+                    if nbytes > before:  # that the server lives is not enough
+                        persistence.progressed()
                     if self.on_progress is not None and len(event.requests) == len(requests):
                         self.on_progress([(amount.objects, amount.nbytes) for amount in event.requests])
                 case _:
