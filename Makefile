@@ -29,8 +29,8 @@ INPUTS ?= 1000000
 FUZZ_PYTHON ?= python3.12 python3.13 python3.11 python3.14 python3
 FUZZ_READY := .venv-fuzz/ready
 
-SCHEMA := plasmastream/wire/plasma/schema
-GENERATED := tests/wire/plasma/generated
+# Packages of `wire` that have a schema; the tests of each have the code that flatc makes of it.
+SCHEMAS := plasma stream/v2
 
 # $(call find_python,NAMES,CONDITION) is a shell command that prints the first interpreter of these names, in the
 # whole PATH, that really runs (a version manager's shim may be there and fail), meets the condition and can make
@@ -125,14 +125,16 @@ setup-fuzz:
 	touch $(FUZZ_READY) || \
 	{ rm -rf .venv-fuzz; echo "atheris could not be installed for this Python and machine"; }
 
-# The generated modules import each other as `plasma.flatbuf`, which tests/wire/plasma/oracle.py gives them.
+# The generated modules import each other by their namespace, which tests/wire/oracle.py gives them.
 schema:
 	@command -v flatc >/dev/null || \
 	  { echo "flatc, the flatbuffers compiler (package flatbuffers-compiler), is not installed"; exit 1; }
-	@rm -rf $(GENERATED) && mkdir -p $(GENERATED)
-	@flatc --python -o $(GENERATED) -I $(SCHEMA) $(SCHEMA)/*.fbs
-	@touch $(GENERATED)/__init__.py
-	@echo "Made $$(find $(GENERATED) -name '*.py' | wc -l) modules in $(GENERATED)"
+	@for package in $(SCHEMAS); do \
+	  schema=plasmastream/wire/$$package/schema; generated=tests/wire/$$package/generated; \
+	  rm -rf $$generated && mkdir -p $$generated && \
+	  flatc --python -o $$generated -I $$schema $$schema/*.fbs && touch $$generated/__init__.py && \
+	  echo "Made $$(find $$generated -name '*.py' | wc -l) modules in $$generated" || exit 1; \
+	done
 
 clean:
 	@rm -rf .venv .venv-apache .venv-fuzz .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache \

@@ -163,6 +163,7 @@ class Session:
         except StoreError as error:
             _log.warning("%s: the store failed: %s", self._channel.peer, error)
             end = End(outcome_of(error), str(error)[:1000])
+        services.holds.tidy(self._used)
         await self._channel.send(end)
 
     def _hold(self, token: bytes) -> Hold:
