@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from plasmastream import __version__
-from plasmastream._errors import PeerError, RemoteProtocolError, StoreError, TransferError
+from plasmastream._errors import LocalProtocolError, PeerError, RemoteProtocolError, StoreError, TransferError
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._budget import Budget
 from plasmastream.peer._fetch import Fetch, Report
@@ -122,6 +122,8 @@ class PeerClient:
             LocalProtocolError: an object is named twice, or the compression is not known here.
             StoreError: the store is gone.
         """
+        if len(set(object_ids)) < len(object_ids):
+            raise LocalProtocolError("an object is named twice")
         results: list[Result] = []
         persistence = Persistence(self._timeouts.retry, timeout)
         budget = budget or Budget(max_bytes)
