@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import attrs
 
 from plasmastream._errors import PlasmastreamError
-from plasmastream.cli._run import ExitStatus, complain, in_a_line
+from plasmastream.cli._run import ExitStatus, complain, printable
 from plasmastream.cli._types import Address
 from plasmastream.peer import (
     OldPeerError,
@@ -86,4 +86,4 @@ def in_lines(request: str, results: Sequence[Result]) -> Iterator[str]:
 
 
 def _why(result: Result) -> str:
-    return in_a_line(result.reason or describe_outcome(result.outcome))
+    return printable(result.reason or describe_outcome(result.outcome))

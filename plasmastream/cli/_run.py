@@ -81,12 +81,12 @@ def _drop_output() -> None:
 def complain(program: str, message: object) -> None:
     """Write one line to standard error."""
     with suppress(OSError):  # nobody is there to be told
-        print(f"{program}: {in_a_line(message)}", file=sys.stderr, flush=True)
+        print(f"{program}: {printable(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
 
 
-def in_a_line(message: object) -> str:
-    """A text as one line; what would steer a terminal is replaced, since peers and files have a part in such texts."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(message).split()))
+def printable(text: str) -> str:
+    """A text in which what would steer a terminal is replaced: peers, files and processes have a part in some."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _conclude(program: str, raised: BaseException) -> int:

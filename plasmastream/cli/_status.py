@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from plasmastream._errors import ObjectNotFoundError
 from plasmastream._object_id import ObjectID
-from plasmastream.cli._run import in_a_line
+from plasmastream.cli._run import printable
 from plasmastream.store import open_store
 from plasmastream.wire.plasma import ObjectHolder, ObjectInfo, ObjectStatus, ObjectUser
 
@@ -102,7 +102,7 @@ def explain(status: ObjectStatus, now: float) -> list[str]:
 
 def holder_in_words(holder: ObjectHolder, now: float) -> str:
     """A holder in short: python3[4711] 12 s."""
-    return f"{in_a_line(holder.name) or '?'}[{holder.pid or '?'}] {_since(holder, now)}"
+    return f"{printable(holder.name) or '?'}[{holder.pid or '?'}] {_since(holder, now)}"
 
 
 def seconds_since(moment: float, now: float) -> int:
@@ -120,7 +120,7 @@ def in_time_units(seconds: int) -> str:
 
 def _print_lines(lines: Iterable[tuple[str, str]]) -> None:
     for name, value in lines:
-        print(f"{name and name + ':':<11} {value}")
+        print(f"{name and name + ':':<10} {value}")
 
 
 def _lines_of_info(info: ObjectInfo, now: float) -> Iterator[tuple[str, str]]:
@@ -128,7 +128,7 @@ def _lines_of_info(info: ObjectInfo, now: float) -> Iterator[tuple[str, str]]:
     yield "Size", _size(info)
     yield "State", str(info_as_dict(info, now)["state"])
     yield "Created", _ago(info.create_time, now)
-    yield "References", f"{info.ref_count:,}"
+    yield "Held by", "nobody" if not info.ref_count else f"{info.ref_count:,}"
 
 
 def _size(described: ObjectInfo | ObjectStatus) -> str:
@@ -194,7 +194,7 @@ def _who_goes_first(status: ObjectStatus) -> str:
 
 
 def _user_in_words(user: ObjectUser) -> str:
-    name = in_a_line(user.name) or "?"
+    name = printable(user.name) or "?"
     return f"process {user.pid or '?'} ({name}, user {user.user})"
 
 

@@ -98,9 +98,9 @@ def test_ls_and_stat(there: Node) -> None:
     assert object_id in {entry["id"] for entry in json.loads(run_here("ls", "--at", there.address, "--json").text)}
     shown = run_here("stat", "--at", there.address, object_id).succeeds().text.splitlines()
     assert shown[:3] == [
-        f"Object:     {object_id}",
-        "Size:       1,234 bytes of data, 8 of metadata",
-        "State:      sealed",
+        f"Object:    {object_id}",
+        "Size:      1,234 bytes of data, 8 of metadata",
+        "State:     sealed",
     ]
 
 

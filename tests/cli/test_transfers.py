@@ -34,11 +34,16 @@ def test_copy_and_take(here: Node, there: Node) -> None:
 
 def test_fetches_that_fail(here: Node, there: Node) -> None:
     held, missing = put_object(here.socket), str(ObjectID.random())
-    run("copy", here.address, held, missing, "-s", there.socket).fails(1, here.address, "not found")
-    assert get_object(there.socket, held) is None
-    run("copy", here.address, held).fails(1, "exists")
-    run_here("copy", here.address, held, held, "-s", there.socket).fails(2, "twice")
-    run("copy", dead_address(), held, "-s", there.socket).fails(3, "refused")
+    run("copy", here.address, held, missing, "-s", there.socket).fails(1, here.address, missing, "not in the source")
+    assert get_object(there.socket, held) == b"abc"
+    more = str(ObjectID.random())
+    failed = run("take", here.address, missing, held, more, "-s", there.socket)
+    assert failed.status == 1
+    for line, object_id in zip(failed.err.splitlines(), (missing, more), strict=True):
+        assert line == f"plasmastream: {here.address}: object {object_id}: it is not in the source's store"
+    assert get_object(here.socket, held) is None
+    run("copy", dead_address(), missing, more, "-s", there.socket).fails(3, "refused")
+    run_here("copy", here.address, missing, missing, "-s", there.socket).fails(2, "twice")
     run_here("copy", "no-such-host.invalid", held).fails(3, "no-such-host.invalid")
     for bad in ("[::1:5", "::1", "host:0", "host:70000", "host:x", ":5", ""):
         run_here("copy", bad, held).fails(2, repr(bad))
@@ -60,16 +65,60 @@ def test_progress_on_a_terminal(here: Node, there: Node) -> None:
     assert "1 object, 3 bytes, " in shown
 
 
+def test_what_is_there_already_counts_as_fetched(here: Node) -> None:
+    object_id = put_object(here.socket)
+    run("copy", here.address, object_id).succeeds()
+
+
+@pytest.mark.parametrize("name", ["zstd", "lz4"])
+def test_compression_and_a_time_limit(here: Node, there: Node, name: str) -> None:
+    data = bytes(2_000_000) + os.urandom(1_000_000)
+    first, second = put_object(here.socket, data), put_object(here.socket, data)
+    run("copy", here.address, first, "-s", there.socket, "--compress", name, "--timeout", "30").succeeds()
+    words = ("--server", there.address, "--compress", name, "--timeout", "30", "--max-bytes", "1MiB", "--detach")
+    run("sync", *words, "TAKE", here.address, second).succeeds()
+    assert get_object(there.socket, first) == get_object(there.socket, second) == data
+    run_here("copy", here.address, first, "--compress", "gzip").fails(2, "--compress", "gzip")
+
+
+def test_a_fetch_that_lasts_too_long(there: Node) -> None:
+    object_id = str(ObjectID.random())
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = "{}:{}".format(*silent.getsockname())
+        run("copy", address, object_id, "-s", there.socket, "--timeout", "0.2").fails(1, address, object_id, "time")
+
+
 def test_sync_by_arguments(here: Node, there: Node) -> None:
     first, second, missing = put_object(here.socket, b"1"), put_object(here.socket, b"2"), str(ObjectID.random())
     port = here.address.rpartition(":")[2]
-    words = ["copy", f"localhost:{port}", first, f"TAKE {here.address} {second}", "COPY", dead_address(), missing]
-    result = run("sync", "--server", there.address, *words)
+    words = ["copy", f"localhost:{port}", first, f"TAKE {here.address} {second} {missing}", "COPY", dead_address()]
+    result = run("sync", "--server", there.address, *words, missing[::-1])
     lines = result.text.splitlines()
-    assert lines[:2] == [f"COPY localhost:{port}, 1 object: success", f"TAKE {here.address}, 1 object: success"]
-    assert lines[2].endswith("the connection to the peer failed")
-    assert (result.status, result.err) == (1, "")
+    assert lines[:3] == [
+        f"COPY localhost:{port}, 1 object: success",
+        f"TAKE {here.address}, 2 objects: 1 failed",
+        f"    {missing}: it is not in the source's store",
+    ]
+    assert lines[3].startswith(f"COPY {words[-1]}, 1 object: failed: ")
+    assert "refused" in lines[3]
+    assert (result.status, result.err, len(lines)) == (1, "", 4)
     assert get_object(there.socket, first) == b"1"
+    assert get_object(here.socket, second) is None
+
+
+def test_sync_shows_a_bar_for_each_request(here: Node, there: Node) -> None:
+    first, second = put_object(here.socket, b"1"), put_object(here.socket, b"22")
+    words = ("sync", "-a", there.address, "COPY", here.address, first, "TAKE", here.address, second)
+    ours, theirs = pty.openpty()
+    try:
+        subprocess.run(command_line("plasmastream", *words), stdout=subprocess.DEVNULL, stderr=theirs, check=True)
+        shown = os.read(ours, 1 << 16).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert f"COPY {here.address}" in shown
+    assert f"TAKE {here.address}" in shown
+    assert shown.count("1/1") >= 2
 
 
 def test_sync_by_lines(here: Node, there: Node) -> None:
@@ -80,9 +129,8 @@ def test_sync_by_lines(here: Node, there: Node) -> None:
         f"COPY {here.address}, 2 objects: success",
         f"TAKE {here.address}, 1 object: success",
     ]
-    again = run("sync", "-a", there.address, stdin=lines.encode())
-    assert again.status == 1
-    assert "in the local store already" in again.text
+    assert get_object(here.socket, third) is None
+    assert run("sync", "-a", there.address, stdin=lines.encode()).succeeds().text == result.text
 
 
 def test_syncs_that_make_no_sense(here: Node, there: Node) -> None:
@@ -96,7 +144,9 @@ def test_syncs_that_make_no_sense(here: Node, there: Node) -> None:
     run(*server, stdin=f"\ncopy {here.address} xyz\n".encode()).fails(2, "line 2", "'xyz'")
     run_here(*server, "COPY", "no-such-host.invalid", object_id).fails(3, "no-such-host.invalid")
     run("sync", "--server", dead_address(), "COPY", here.address, object_id).fails(3, "refused")
-    run_here(*server, "COPY", there.address, object_id).fails(3, there.address)  # itself: the connection is closed
+    itself = run_here(*server, "COPY", there.address, object_id)
+    assert (itself.status, itself.err) == (1, "")
+    assert f"{there.address} is this server itself" in itself.text
 
 
 def test_a_sync_that_lasts_too_long_or_is_interrupted(there: Node) -> None:
@@ -127,5 +177,7 @@ def test_the_old_client(here: Node, there: Node) -> None:
     assert "not found" in errors[1]
     assert get_object(there.socket, second) == b"2"
     lines = f"COPY {here.address} {missing}"
+    again = run("-a", there.address, program="plasma-stream-cli", stdin=f"COPY {here.address} {first}".encode())
+    again.fails(1, "line 1", "in the local store already", program="plasma-stream-cli")
     refused = run("--address", dead_address(), program="plasma-stream-cli", stdin=lines.encode())
     refused.fails(3, "refused", program="plasma-stream-cli")
