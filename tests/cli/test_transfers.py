@@ -164,6 +164,26 @@ def test_a_sync_that_lasts_too_long_or_is_interrupted(there: Node) -> None:
             assert (waiting.returncode, err) == (130, b"")
 
 
+def test_a_detached_sync_goes_on_when_it_is_interrupted(there: Node) -> None:
+    object_id = ObjectID.random()
+    with socket.create_server(("127.0.0.1", 0)) as source:
+        source.settimeout(20)
+        address = "{}:{}".format(*source.getsockname())
+        words = ("sync", "-a", there.address, "--detach", "--timeout", "60", "COPY", address, str(object_id))
+        command = command_line("plasmastream", *words)
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as waiting, source.accept()[0] as connection:
+            assert connection.recv(8) == b"PLSTRM2\n"
+            waiting.send_signal(signal.SIGINT)
+            _, err = waiting.communicate(timeout=20)
+        assert (waiting.returncode, err) == (130, b"")
+        while True:  # what hangs up on the greeting of version 2 is asked in version 1
+            with source.accept()[0] as connection:
+                if connection.recv(23, socket.MSG_WAITALL) == b"\x02\x01\x00" + object_id:
+                    connection.sendall(b"\x00" + (4 << 16).to_bytes(8, "little") + b"late")
+                    break
+    assert run("get", str(object_id), "-s", there.socket, "--timeout", "20").succeeds().out == b"late"
+
+
 def test_the_old_client(here: Node, there: Node) -> None:
     first, second, missing = put_object(here.socket, b"1"), put_object(here.socket, b"2"), str(ObjectID.random())
     lines = f"COPY {here.address} {first}\nMOVE x\ncopy {here.address} {missing}\ntake {here.address} {second}\n"
