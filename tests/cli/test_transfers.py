@@ -88,6 +88,20 @@ def test_a_fetch_that_lasts_too_long(there: Node) -> None:
         run("copy", address, object_id, "-s", there.socket, "--timeout", "0.2").fails(1, address, object_id, "time")
 
 
+def test_a_fetch_in_version_1_that_lasts_too_long(there: Node) -> None:
+    object_id = str(ObjectID.random())
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(20)
+        address = "{}:{}".format(*silent.getsockname())
+        command = command_line("plasmastream", "copy", address, object_id, "-s", there.socket, "--timeout", "2")
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as copying:
+            silent.accept()[0].close()  # the greeting of version 2
+            with silent.accept()[0]:
+                _, err = copying.communicate(timeout=20)
+    assert copying.returncode == 1
+    assert f"{object_id}: the time allowed for it is over, with {address}, which speaks version 1" in err
+
+
 def test_sync_by_arguments(here: Node, there: Node) -> None:
     first, second, missing = put_object(here.socket, b"1"), put_object(here.socket, b"2"), str(ObjectID.random())
     port = here.address.rpartition(":")[2]
