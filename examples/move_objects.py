@@ -1,4 +1,4 @@
-"""Have one server fetch objects from others, from a script on asyncio: every request at once.
+"""Have one server fetch objects from another one, watch it, and see what became of each: on asyncio.
 
     python examples/move_objects.py SERVER SOURCE ID [ID...]
 
@@ -9,13 +9,21 @@ be copied, the other one to be taken. The objects go straight from SOURCE to SER
 import asyncio
 import ipaddress
 import sys
+from collections.abc import Sequence
 
 from plasmastream import ObjectID, PlasmastreamError
-from plasmastream.peer import PeerRequest, Status, TransferKind, describe_status, open_peer, parse_address
+from plasmastream.peer import PeerRequest, TransferKind, open_peer, parse_address
+
+
+def show(amounts: Sequence[tuple[int, int]]) -> None:
+    """Show how far it has come; called at least every second."""
+    objects = sum(objects for objects, _ in amounts)
+    nbytes = sum(nbytes for _, nbytes in amounts)
+    print(f"so far {objects:,} objects, {nbytes:,} bytes", file=sys.stderr)
 
 
 async def move(server: str, source: str, object_ids: list[ObjectID]) -> bool:
-    """Copy the first half of the objects, take the others, and print how it went.
+    """Copy the first half of the objects, take the others, and print what became of each.
 
     Returns:
         Whether all of it went well.
@@ -26,11 +34,11 @@ async def move(server: str, source: str, object_ids: list[ObjectID]) -> bool:
     parts = {TransferKind.COPY: object_ids[:middle], TransferKind.TAKE: object_ids[middle:]}
     requests = [PeerRequest(kind, address, source_port, tuple(ids)) for kind, ids in parts.items() if ids]
     async with open_peer(*parse_address(server)) as peer:
-        statuses = await peer.sync(requests, timeout=600)
-    for request, status in zip(requests, statuses, strict=True):
-        count = len(request.object_ids)
-        print(f"{request.kind.name} of {count} object{'s' if count > 1 else ''}: {describe_status(status)}")
-    return all(status == Status.SUCCESS for status in statuses)
+        outcomes = await peer.sync_each(requests, timeout=600, on_progress=show)
+    for request, results in zip(requests, outcomes, strict=True):
+        for result in results:
+            print(f"{request.kind.name}: {result}")
+    return all(result.is_success for results in outcomes for result in results)
 
 
 if __name__ == "__main__":

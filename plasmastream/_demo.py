@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,8 +17,8 @@ import trio
 
 from plasmastream._errors import PlasmastreamError
 from plasmastream._object_id import ObjectID
-from plasmastream._progress import in_words, is_shown, show_progress
-from plasmastream.peer import PeerRequest, Status, TransferKind, describe_status, open_peer, parse_address
+from plasmastream._progress import in_words, show_bars
+from plasmastream.peer import PeerRequest, TransferKind, open_peer, parse_address
 from plasmastream.store import NewObject, StoreClient, open_store
 
 DEFAULT_SIZE = 256 << 20
@@ -28,7 +28,6 @@ _SMALL_SIZE = 1 << 10
 _LARGE_METADATA = b"one large object"
 _PIECE = 1 << 20
 _ROOM = 64 << 20
-_POLL = 0.1
 _AT_ONCE = 65_536
 _READY = re.compile(rb"^peer server ready at (\S+)$", re.MULTILINE)
 
@@ -100,9 +99,9 @@ async def _show(directory: Path, size: int, count: int) -> None:
         _say(f"Two nodes, at {source.host}:{source.port} and {destination.host}:{destination.port}")
         await _put(source_store, large, small, size)
         _say(f"Put 1 object of {size:,} bytes and {count:,} of {_SMALL_SIZE:,} bytes on the first")
-        seconds_large = await _sync(large, source, destination, destination_store)
-        seconds_small = await _sync(small, source, destination, destination_store)
-        _say("Synced all of them to the second")
+        seconds_large = await _sync(large, source, destination)
+        seconds_small = await _sync(small, source, destination)
+        _say("Synced all of them to the second, which verified each on its way")
         bytes_large = await _verify_large(destination_store, large, size)
         bytes_small = await _verify_small(destination_store, small)
         _say("Verified every byte of data and metadata there")
@@ -176,35 +175,24 @@ async def _put(store: StoreClient, large: Sequence[ObjectID], small: Sequence[Ob
         lease.release()
 
 
-async def _sync(object_ids: Sequence[ObjectID], source: _Node, destination: _Node, store: StoreClient) -> float:
+async def _sync(object_ids: Sequence[ObjectID], source: _Node, destination: _Node) -> float:
     """Have one node fetch objects from the other; returns how many seconds it took."""
     address = ipaddress.ip_address(source.host)
     requests = [
         PeerRequest(TransferKind.COPY, address, source.port, tuple(object_ids[first : first + _AT_ONCE]))
         for first in range(0, len(object_ids), _AT_ONCE)
     ]
-    with show_progress("Syncing", len(object_ids)) as report:
-        async with open_peer(destination.host, destination.port) as peer, trio.open_nursery() as nursery:
-            if is_shown():
-                nursery.start_soon(_watch, store, set(object_ids), report)
+    bars = [("Syncing", len(request.object_ids)) for request in requests]
+    async with open_peer(destination.host, destination.port) as peer:
+        with show_bars(bars) as show:
             started = time.perf_counter()
-            statuses = await peer.sync(requests)
+            outcomes = await peer.sync_each(requests, on_progress=show)
             seconds = time.perf_counter() - started
-            nursery.cancel_scope.cancel()
-    for status in statuses:
-        if status != Status.SUCCESS:
-            raise PlasmastreamError(f"the destination node answered: {describe_status(status)}")
+    for results in outcomes:
+        for result in results:
+            if not result.is_success:
+                raise PlasmastreamError(f"the destination node answered: {result}")
     return seconds
-
-
-async def _watch(store: StoreClient, awaited: set[ObjectID], report: Callable[[int, int], None]) -> None:
-    """Report what has arrived in a store: version 1 of the protocol says nothing before the end."""
-    while True:
-        for info in await store.list_objects():
-            if info.object_id in awaited and info.construct_duration >= 0:
-                awaited.discard(info.object_id)
-                report(1, info.data_size + info.metadata_size)
-        await trio.sleep(_POLL)
 
 
 async def _verify_large(store: StoreClient, object_ids: Sequence[ObjectID], size: int) -> int:

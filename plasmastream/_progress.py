@@ -1,7 +1,7 @@
 """A progress display on standard error, where that is a terminal; nothing elsewhere."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -20,32 +20,49 @@ def in_words(nbytes: float) -> str:
 
 
 @contextmanager
-def show_progress(label: str, objects: int) -> Iterator[Callable[[int, int], None]]:
-    """Show how many of `objects` objects have arrived, until the block is left.
+def show_bars(bars: Sequence[tuple[str, int]]) -> Iterator[Callable[[Sequence[tuple[int, int]]], None]]:
+    """Show a bar for each (label, objects), until the block is left.
 
     Yields:
-        What to call with (objects, bytes) that have arrived since the last call.
+        What to call with the (objects, bytes) of each bar so far.
     """
     if not is_shown():
-        yield lambda objects, nbytes: None
+        yield lambda amounts: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("objects, {task.fields[arrived]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=objects, arrived="0 bytes")
-        total = 0
+        tasks = [progress.add_task(label, total=objects, arrived=in_words(0)) for label, objects in bars]
+
+        def report(amounts: Sequence[tuple[int, int]]) -> None:
+            for task, (objects, nbytes) in zip(tasks, amounts, strict=True):
+                progress.update(task, completed=objects, arrived=in_words(nbytes))
+
+        yield report
+
+
+@contextmanager
+def show_progress(label: str, objects: int) -> Iterator[Callable[[int, int], None]]:
+    """Show how many of `objects` objects have arrived, until the block is left.
+
+    Yields:
+        What to call with (objects, bytes) that have arrived since the last call.
+    """
+    arrived, received = 0, 0
+    with show_bars([(label, objects)]) as show:
 
         def report(objects: int, nbytes: int) -> None:
-            nonlocal total
-            total += nbytes
-            progress.update(task, advance=objects, arrived=in_words(total))
+            nonlocal arrived, received
+            arrived += objects
+            received += nbytes
+            show([(arrived, received)])
 
         yield report

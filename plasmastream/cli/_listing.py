@@ -3,12 +3,12 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from plasmastream._errors import NotSupportedError
 from plasmastream.cli._run import complain
-from plasmastream.cli._status import as_dict, holder_in_words, in_time_units, seconds_since, state_of
+from plasmastream.cli._status import as_dict, holder_in_words, in_time_units, info_as_dict, seconds_since, state_of
 from plasmastream.store import StoreClient, open_store
 from plasmastream.wire.plasma import ObjectInfo, ObjectStatus
 
@@ -33,22 +33,13 @@ async def print_objects(path: str, *, long: bool, as_json: bool) -> None:
     async with open_store(path) as store:
         statuses = await _inspect_all(store) if long else None
         infos = await store.list_objects() if statuses is None else []
-    now = time.time()
     if statuses is None:
-        infos.sort(key=lambda info: info.create_time)
-        objects = [_as_dict(info, now) for info in infos]
-        rows = [tuple(values.values()) for values in objects]
-    else:
-        statuses.sort(key=lambda status: status.created_at)
-        objects = [as_dict(status, now) for status in statuses]
-        rows = [_cells(status, now) for status in statuses]
-    if as_json:
-        print(json.dumps(objects, indent=2))
-    elif sys.stdout.isatty():
-        _print_table(rows, _SHORT if statuses is None else len(_COLUMNS))
-    else:
-        for row in rows:
-            print(*row, sep="\t")
+        print_infos(infos, as_json=as_json)
+        return
+    now = time.time()
+    statuses.sort(key=lambda status: status.created_at)
+    objects = [as_dict(status, now) for status in statuses]
+    _print(objects, [_cells(status, now) for status in statuses], len(_COLUMNS), as_json=as_json)
 
 
 async def _inspect_all(store: StoreClient) -> list[ObjectStatus] | None:
@@ -59,15 +50,21 @@ async def _inspect_all(store: StoreClient) -> list[ObjectStatus] | None:
         return None
 
 
-def _as_dict(info: ObjectInfo, now: float) -> dict[str, object]:
-    return {
-        "id": info.object_id.hex(),
-        "data_size": info.data_size,
-        "metadata_size": info.metadata_size,
-        "state": "unsealed" if info.construct_duration < 0 else "sealed",
-        "references": info.ref_count,
-        "age_seconds": seconds_since(info.create_time, now),
-    }
+def print_infos(infos: Iterable[ObjectInfo], *, as_json: bool) -> None:
+    """List objects, oldest first, with what any store and any peer tells of them."""
+    now = time.time()
+    objects = [info_as_dict(info, now) for info in sorted(infos, key=lambda info: info.create_time)]
+    _print(objects, [tuple(values.values()) for values in objects], _SHORT, as_json=as_json)
+
+
+def _print(objects: Sequence[dict[str, object]], rows: Sequence[_Cells], width: int, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(objects, indent=2))
+    elif sys.stdout.isatty():
+        _print_table(rows, width)
+    else:
+        for row in rows:
+            print(*row, sep="\t")
 
 
 def _cells(status: ObjectStatus, now: float) -> _Cells:
@@ -86,7 +83,7 @@ def _cells(status: ObjectStatus, now: float) -> _Cells:
     )
 
 
-def _print_table(rows: Iterable[_Cells], width: int) -> None:
+def _print_table(rows: Sequence[_Cells], width: int) -> None:
     headings, alignments, show = zip(*_COLUMNS[:width], strict=True)
     shown = [headings, *([in_words(cell) for in_words, cell in zip(show, row, strict=True)] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]

@@ -1,4 +1,4 @@
-"""Objects and files: what `put`, `get` and `rm` do with a store."""
+"""Objects and files: what `put`, `get` and `rm` do with a store of this machine."""
 
 import os
 import stat
@@ -14,7 +14,7 @@ from plasmastream.cli._run import ExitStatus, UsageError, complain
 from plasmastream.store import StoreClient, open_store
 from plasmastream.wire.plasma import ErrorCode
 
-_STANDARD = "-"
+STANDARD = "-"
 
 
 async def put_files(names: Sequence[str], object_id: ObjectID | None, metadata: bytes, path: str) -> None:
@@ -24,23 +24,33 @@ async def put_files(names: Sequence[str], object_id: ObjectID | None, metadata: 
         UsageError: one id for several files.
         PlasmastreamError: a file shrank while it was read.
     """
-    if object_id is not None and len(names) > 1:
-        raise UsageError(f"--id names one object, and there are {len(names)} files")
+    check_one_id(object_id, names)
     async with open_store(path) as store:
         for name in names:
             made = object_id or ObjectID.random()
-            with _open(name) as file:
+            with open_file(name) as file:
                 await _put_file(store, file, name, made, metadata)
             print(made, flush=True)
 
 
-def _open(name: str) -> AbstractContextManager[BinaryIO]:
-    return nullcontext(sys.stdin.buffer) if name == _STANDARD else Path(name).open("rb")
+def check_one_id(object_id: ObjectID | None, names: Sequence[str]) -> None:
+    """See that an id, where one is given, is for one file.
+
+    Raises:
+        UsageError: it is for several.
+    """
+    if object_id is not None and len(names) > 1:
+        raise UsageError(f"--id names one object, and there are {len(names)} files")
+
+
+def open_file(name: str) -> AbstractContextManager[BinaryIO]:
+    """Open a file to be read; `-` is standard input."""
+    return nullcontext(sys.stdin.buffer) if name == STANDARD else Path(name).open("rb")
 
 
 async def _put_file(store: StoreClient, file: BinaryIO, name: str, object_id: ObjectID, metadata: bytes) -> None:
     status = os.fstat(file.fileno())
-    if name == _STANDARD or not stat.S_ISREG(status.st_mode):  # its size shows at its end
+    if name == STANDARD or not stat.S_ISREG(status.st_mode):  # its size shows at its end
         await store.put(file.read(), metadata, object_id=object_id)
         return
     async with store.create(object_id, status.st_size, metadata) as unsealed:
@@ -66,11 +76,12 @@ async def get_object(object_id: ObjectID, output: str, timeout: float, path: str
         if lease is None:
             raise ObjectNotFoundError(f"object {object_id} is not in the store")
         with lease:
-            _write(output, lease.data)
+            write_output(output, lease.data)
 
 
-def _write(output: str, data: memoryview) -> None:
-    if output == _STANDARD:
+def write_output(output: str, data: memoryview) -> None:
+    """Write a file whole; `-` is standard output."""
+    if output == STANDARD:
         try:
             # A writer of our own: that of `sys.stdout` may be unbuffered, and then writes only part of it.
             with open(sys.stdout.fileno(), "wb", closefd=False) as stdout:

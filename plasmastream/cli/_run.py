@@ -81,7 +81,12 @@ def _drop_output() -> None:
 def complain(program: str, message: object) -> None:
     """Write one line to standard error."""
     with suppress(OSError):  # nobody is there to be told
-        print(f"{program}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+        print(f"{program}: {printable(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """A text in which what would steer a terminal is replaced: peers, files and processes have a part in some."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _conclude(program: str, raised: BaseException) -> int:

@@ -5,12 +5,13 @@ Names of processes are whatever these call themselves, so what would steer a ter
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from plasmastream._errors import ObjectNotFoundError
 from plasmastream._object_id import ObjectID
+from plasmastream.cli._run import printable
 from plasmastream.store import open_store
-from plasmastream.wire.plasma import ObjectHolder, ObjectStatus, ObjectUser
+from plasmastream.wire.plasma import ObjectHolder, ObjectInfo, ObjectStatus, ObjectUser
 
 _MANY = 10_000  # as far as our store counts what is evicted before an object
 
@@ -31,11 +32,31 @@ async def print_status(object_id: ObjectID, path: str, *, as_json: bool) -> None
     if as_json:
         print(json.dumps({**as_dict(status, now), "explanation": explain(status, now)}, indent=2))
         return
-    for name, value in _lines(status, now):
-        print(f"{name and name + ':':<10} {value}")
+    _print_lines(_lines(status, now))
     print()
     for sentence in explain(status, now):
         print(sentence)
+
+
+def print_info(info: ObjectInfo, *, as_json: bool) -> None:
+    """Show what any store and any peer tells of an object."""
+    now = time.time()
+    if as_json:
+        print(json.dumps(info_as_dict(info, now), indent=2))
+    else:
+        _print_lines(_lines_of_info(info, now))
+
+
+def info_as_dict(info: ObjectInfo, now: float) -> dict[str, object]:
+    """What any store and any peer tells of an object: sizes in bytes, age in whole seconds."""
+    return {
+        "id": info.object_id.hex(),
+        "data_size": info.data_size,
+        "metadata_size": info.metadata_size,
+        "state": "unsealed" if info.construct_duration < 0 else "sealed",
+        "references": info.ref_count,
+        "age_seconds": seconds_since(info.create_time, now),
+    }
 
 
 def as_dict(status: ObjectStatus, now: float) -> dict[str, object]:
@@ -81,7 +102,7 @@ def explain(status: ObjectStatus, now: float) -> list[str]:
 
 def holder_in_words(holder: ObjectHolder, now: float) -> str:
     """A holder in short: python3[4711] 12 s."""
-    return f"{_printable(holder.name)}[{holder.pid or '?'}] {_since(holder, now)}"
+    return f"{printable(holder.name) or '?'}[{holder.pid or '?'}] {_since(holder, now)}"
 
 
 def seconds_since(moment: float, now: float) -> int:
@@ -97,9 +118,26 @@ def in_time_units(seconds: int) -> str:
     return f"{seconds} s"
 
 
+def _print_lines(lines: Iterable[tuple[str, str]]) -> None:
+    for name, value in lines:
+        print(f"{name and name + ':':<10} {value}")
+
+
+def _lines_of_info(info: ObjectInfo, now: float) -> Iterator[tuple[str, str]]:
+    yield "Object", info.object_id.hex()
+    yield "Size", _size(info)
+    yield "State", str(info_as_dict(info, now)["state"])
+    yield "Created", _ago(info.create_time, now)
+    yield "Held by", "nobody" if not info.ref_count else f"{info.ref_count:,}"
+
+
+def _size(described: ObjectInfo | ObjectStatus) -> str:
+    return f"{described.data_size:,} bytes of data, {described.metadata_size:,} of metadata"
+
+
 def _lines(status: ObjectStatus, now: float) -> Iterator[tuple[str, str]]:
     yield "Object", status.object_id.hex()
-    yield "Size", f"{status.data_size:,} bytes of data, {status.metadata_size:,} of metadata"
+    yield "Size", _size(status)
     yield "State", state_of(status)
     places = [place for place, is_there in (("memory", status.in_memory), ("disk", status.on_disk)) if is_there]
     yield "Place", " and ".join(places)
@@ -156,16 +194,12 @@ def _who_goes_first(status: ObjectStatus) -> str:
 
 
 def _user_in_words(user: ObjectUser) -> str:
-    name = _printable(user.name)
+    name = printable(user.name) or "?"
     return f"process {user.pid or '?'} ({name}, user {user.user})"
 
 
 def _user_as_dict(user: ObjectUser) -> dict[str, object]:
     return {"pid": user.pid, "user": user.user, "name": user.name}
-
-
-def _printable(name: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in name) or "?"
 
 
 def _since(holder: ObjectHolder, now: float) -> str:

@@ -11,6 +11,8 @@ import trio
 
 from plasmastream._errors import PeerError, PlasmastreamError
 from plasmastream._object_id import ObjectID
+from plasmastream._progress import show_bars
+from plasmastream.cli._peer import connected_to, in_lines
 from plasmastream.cli._run import ExitStatus, UsageError, complain
 from plasmastream.cli._types import Address, read_address
 from plasmastream.peer import PeerClient, PeerRequest, Status, TransferKind, describe_status, open_peer
@@ -95,13 +97,21 @@ async def resolve(request: Request) -> PeerRequest:
     return PeerRequest(request.kind, address, port, request.object_ids)
 
 
-async def sync_all(server: Address, words: Sequence[str], timeout: float | None) -> int:
+async def sync_all(
+    server: Address,
+    words: Sequence[str],
+    *,
+    timeout: float | None,
+    detach: bool,
+    max_bytes: int | None,
+    compression: str | None,
+) -> int:
     """Have a server carry out all requests at once, given as words, or else as lines of standard input.
 
-    Prints a line with the outcome of each.
+    Prints a line with the outcome of each, and one for each object that failed; shows on a terminal how far they are.
 
     Returns:
-        The exit status: FAILED where a request did.
+        The exit status: FAILED where an object did.
 
     Raises:
         UsageError: a request makes no sense, or there is none.
@@ -112,23 +122,34 @@ async def sync_all(server: Address, words: Sequence[str], timeout: float | None)
     if not requests:
         raise UsageError(f"nothing was asked for; {_GRAMMAR}")
     peer_requests = [await resolve(request) for request in requests]
-    async with open_peer(server.host, server.port) as peer:
-        statuses = await peer.sync(peer_requests, timeout=timeout)
-    for request, status in zip(requests, statuses, strict=True):
-        print(f"{request}: {describe_status(status)}")
-    return ExitStatus.DONE if all(status == Status.SUCCESS for status in statuses) else ExitStatus.FAILED
+    bars = [(f"{request.kind.name} {request.source}", len(request.object_ids)) for request in requests]
+    async with connected_to(server, timeout) as peer:
+        with show_bars(bars) as show:
+            outcomes = await peer.sync_each(
+                peer_requests,
+                timeout=timeout,
+                detach=detach,
+                max_bytes=max_bytes or 0,
+                compression=compression,
+                on_progress=show,
+            )
+    for request, results in zip(requests, outcomes, strict=True):
+        print(*in_lines(str(request), results), sep="\n")
+    all_went_well = all(result.is_success for results in outcomes for result in results)
+    return ExitStatus.DONE if all_went_well else ExitStatus.FAILED
 
 
 async def sync_line_by_line(program: str, server: Address) -> int:
-    """Have a server carry out each line of standard input, one after the other.
+    """Have a server carry out each line of standard input, one after the other, in version 1 of the protocol.
 
+    Whoever reads what this prints counts on the answers of version 1: what is there already is an error in it.
     Prints the time that it took in milliseconds, or the error.
 
     Returns:
         The exit status: FAILED where a line did.
     """
     status = ExitStatus.DONE
-    async with open_peer(server.host, server.port) as peer:
+    async with open_peer(server.host, server.port, version=1) as peer:
         for number, line in enumerate(sys.stdin, start=1):
             try:
                 for request in read_lines([line]):

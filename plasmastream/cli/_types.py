@@ -3,13 +3,14 @@
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import attrs
-from cyclopts import CoercionError, Parameter, Token
+from cyclopts import ArgumentCollection, CoercionError, Group, Parameter, Token
 from cyclopts.validators import Number
 
 from plasmastream._object_id import ObjectID
+from plasmastream.cli._run import UsageError
 from plasmastream.store import DEFAULT_SOCKET
 
 _T = TypeVar("_T")
@@ -77,6 +78,14 @@ def reader(read: Callable[[str], _T]) -> Callable[[Any, Sequence[Token]], _T]:
     return convert
 
 
+def _check_one_place(arguments: ArgumentCollection) -> None:
+    given = [token.keyword for argument in arguments for token in argument.tokens[:1] if token.source == "cli"]
+    if len(given) > 1:  # a socket that the environment names is what is meant where nothing else is said
+        raise UsageError(f"{given[0]} and {given[1]} exclude each other")
+
+
+_PLACE = Group("Place", help="Where the objects are: one of these.", validator=_check_one_place, sort_key=1)
+
 Id: TypeAlias = Annotated[
     ObjectID, Parameter(converter=reader(ObjectID.from_hex), n_tokens=1, accepts_keys=False, metavar="ID")
 ]
@@ -97,10 +106,26 @@ Directory: TypeAlias = Annotated[str | None, Parameter(name=("--directory", "-d"
 PlasmaSocket: TypeAlias = Annotated[
     str, Parameter(name=("--plasma-socket", "-s"), env_var="PLASMA_SOCKET", metavar="PATH")
 ]
+StoreHere: TypeAlias = Annotated[PlasmaSocket, Parameter(group=_PLACE)]
+"""The store's socket, in a command that may ask a peer instead."""
+StoreThere: TypeAlias = Annotated[
+    Address | None,
+    Parameter(
+        converter=reader(read_address),
+        n_tokens=1,
+        accepts_keys=False,
+        show_default=False,
+        metavar="HOST[:PORT]",
+        group=_PLACE,
+    ),
+]
+"""The peer that such a command may ask."""
+Compression: TypeAlias = Annotated[Literal["zstd", "lz4"] | None, Parameter(name="--compress", show_default=False)]
 
 __all__ = [
     "DEFAULT_SOCKET",
     "Address",
+    "Compression",
     "Count",
     "Directory",
     "Flag",
@@ -112,6 +137,8 @@ __all__ = [
     "Seconds",
     "Server",
     "Size",
+    "StoreHere",
+    "StoreThere",
     "read_address",
     "read_size",
     "reader",

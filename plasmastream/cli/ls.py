@@ -5,16 +5,18 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from plasmastream.cli._listing import print_objects
-from plasmastream.cli._types import DEFAULT_SOCKET, Flag, PlasmaSocket
+from plasmastream.cli._run import UsageError
+from plasmastream.cli._types import DEFAULT_SOCKET, Flag, StoreHere, StoreThere
 
 
 async def ls(
     *,
     long: Annotated[Flag, Parameter(name=("--long", "-l"))] = False,
     as_json: Annotated[Flag, Parameter(name="--json")] = False,
-    plasma_socket: PlasmaSocket = DEFAULT_SOCKET,
+    plasma_socket: StoreHere = DEFAULT_SOCKET,
+    at: StoreThere = None,
 ) -> None:
-    """List the objects in the store, oldest first.
+    """List the objects in the store, or in that of a peer, oldest first.
 
     Id, bytes of data and of metadata, state, references, and age in seconds. Where the output is not a terminal, the
     columns are separated by tabs and have no headings.
@@ -27,5 +29,14 @@ async def ls(
         Write a JSON array.
     plasma_socket
         The store's Unix socket.
+    at
+        The server whose objects to list. It goes without --long.
     """
+    if at is not None:
+        from plasmastream.cli._remote import print_objects_at
+
+        if long:
+            raise UsageError("--long asks a store: a peer does not tell who holds its objects")
+        await print_objects_at(at, as_json=as_json)
+        return
     await print_objects(plasma_socket, long=long, as_json=as_json)

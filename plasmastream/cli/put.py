@@ -5,7 +5,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from plasmastream.cli._objects import put_files
-from plasmastream.cli._types import DEFAULT_SOCKET, Id, PlasmaSocket
+from plasmastream.cli._run import ExitStatus
+from plasmastream.cli._types import DEFAULT_SOCKET, Id, StoreHere, StoreThere
 
 
 async def put(
@@ -14,9 +15,10 @@ async def put(
     *,
     object_id: Annotated[Id | None, Parameter(name="--id")] = None,
     metadata: str = "",
-    plasma_socket: PlasmaSocket = DEFAULT_SOCKET,
-) -> None:
-    """Put files into the store, and print the id of each object, a line each.
+    plasma_socket: StoreHere = DEFAULT_SOCKET,
+    to: StoreThere = None,
+) -> int:
+    """Put files into the store, or into that of a peer, and print the id of each object, a line each.
 
     Parameters
     ----------
@@ -28,5 +30,12 @@ async def put(
         Text to be the metadata of each object.
     plasma_socket
         The store's Unix socket.
+    to
+        The server whose store gets them; none is needed here then. A file must not be cut short meanwhile.
     """
+    if to is not None:
+        from plasmastream.cli._remote import put_files_there
+
+        return await put_files_there(files, object_id, metadata.encode(), to)
     await put_files(files, object_id, metadata.encode(), plasma_socket)
+    return ExitStatus.DONE

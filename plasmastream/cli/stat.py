@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from plasmastream.cli._status import print_status
-from plasmastream.cli._types import DEFAULT_SOCKET, Flag, Id, PlasmaSocket
+from plasmastream.cli._types import DEFAULT_SOCKET, Flag, Id, StoreHere, StoreThere
 
 
 async def stat(
@@ -13,7 +13,8 @@ async def stat(
     /,
     *,
     as_json: Annotated[Flag, Parameter(name="--json")] = False,
-    plasma_socket: PlasmaSocket = DEFAULT_SOCKET,
+    plasma_socket: StoreHere = DEFAULT_SOCKET,
+    at: StoreThere = None,
 ) -> None:
     """Show an object: its size, its age, who holds it, and why it cannot be evicted or deleted now.
 
@@ -25,5 +26,12 @@ async def stat(
         Write a JSON object.
     plasma_socket
         The store's Unix socket.
+    at
+        The server that has it, which tells its size, age, state and references.
     """
-    await print_status(object_id, plasma_socket, as_json=as_json)
+    if at is not None:
+        from plasmastream.cli._remote import print_status_at
+
+        await print_status_at(object_id, at, as_json=as_json)
+    else:
+        await print_status(object_id, plasma_socket, as_json=as_json)

@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from plasmastream.cli._fetch import fetch
-from plasmastream.cli._types import DEFAULT_SOCKET, Ids, PlasmaSocket, Server
+from plasmastream.cli._types import DEFAULT_SOCKET, Compression, Ids, PlasmaSocket, Seconds, Server
 from plasmastream.peer import TransferKind
 
 
@@ -14,9 +14,14 @@ async def take(
     object_ids: Ids,
     /,
     *,
+    timeout: Annotated[Seconds | None, Parameter(show_default=False)] = None,
+    compression: Compression = None,
     plasma_socket: PlasmaSocket = DEFAULT_SOCKET,
-) -> None:
-    """Fetch objects from another machine, which deletes its own: all of them or none.
+) -> int:
+    """Fetch objects from another machine, which deletes its own, each with an outcome of its own.
+
+    Each that fails has a line on standard error. At every moment one of the two has it whole; what broke off, the same
+    command ends.
 
     Parameters
     ----------
@@ -24,7 +29,13 @@ async def take(
         The server that has them.
     object_ids
         Which objects.
+    timeout
+        How long all of it may take, in seconds; without it, as long as something moves.
+    compression
+        What the objects are compressed with on their way, where the server knows it too; nothing, unless given.
     plasma_socket
         The Unix socket of the store that gets them.
     """
-    await fetch(TransferKind.TAKE, source, object_ids, plasma_socket)
+    return await fetch(
+        TransferKind.TAKE, source, object_ids, plasma_socket, timeout=timeout, compression=compression
+    )

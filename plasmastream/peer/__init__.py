@@ -2,6 +2,7 @@
 
 from plasmastream.peer._client import PeerClient, open_peer
 from plasmastream.peer._fetch import Report as Progress
+from plasmastream.peer._lanes import OldPeerError
 from plasmastream.peer._results import IncompleteError, RefusedError, Result
 from plasmastream.peer._server import DEFAULT_MAX_CONNECTIONS, PeerServer
 from plasmastream.peer._sync_client import SyncProgress
@@ -25,6 +26,7 @@ __all__ = [
     "IncompleteError",
     "Limits",
     "Limits2",
+    "OldPeerError",
     "Outcome",
     "PeerClient",
     "PeerRequest",

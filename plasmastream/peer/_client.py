@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
+import anyio
+
 from plasmastream import __version__
 from plasmastream._errors import LocalProtocolError, PeerError, RemoteProtocolError, StoreError, TransferError
 from plasmastream._object_id import ObjectID
@@ -144,7 +146,7 @@ class PeerClient:
                     raise OldPeerError("version 1 was asked for")
                 results += await fetch.run()
             except OldPeerError:
-                results += await self._fetch_by_version_1(kind, batch, store, on_progress)
+                results += await self._fetch_by_version_1(kind, batch, store, persistence.deadline, on_progress)
         return results
 
     async def copy(
@@ -303,14 +305,22 @@ class PeerClient:
         self._lanes.close_idle()
 
     async def _fetch_by_version_1(
-        self, kind: TransferKind, object_ids: Sequence[ObjectID], store: ObjectStore, on_progress: Report | None
+        self,
+        kind: TransferKind,
+        object_ids: Sequence[ObjectID],
+        store: ObjectStore,
+        deadline: float,
+        on_progress: Report | None,
     ) -> list[Result]:
         fetch = self._version1.take if kind is TransferKind.TAKE else self._version1.copy
-        try:
-            await fetch(object_ids, store, on_progress=on_progress)
-        except (PeerError, RemoteProtocolError, StoreError) as error:
-            return [_result(object_id, error) for object_id in object_ids]
-        return [Result(object_id, Outcome.DONE) for object_id in object_ids]
+        with anyio.CancelScope(deadline=deadline):
+            try:
+                await fetch(object_ids, store, on_progress=on_progress)
+            except (PeerError, RemoteProtocolError, StoreError) as error:
+                return [_result(object_id, error) for object_id in object_ids]
+            return [Result(object_id, Outcome.DONE) for object_id in object_ids]
+        reason = f"the time allowed for it is over, with {self}, which speaks version 1"
+        return [Result(object_id, Outcome.OUT_OF_TIME, reason) for object_id in object_ids]
 
     async def _list(self, request: Stat | ListObjects) -> list[ObjectInfo]:
         found: list[ObjectInfo] = []

@@ -50,6 +50,7 @@ class PutRequest:
             StoreError: the store is gone.
         """
         await self._find_present()
+        await self._refuse_too_large()
         try:
             while self._left:
                 wanted = Want(tuple(self._wanted_ranges()))
@@ -71,6 +72,13 @@ class PutRequest:
         for index, is_there in zip(left, present, strict=True):
             if is_there:
                 await self._finish(index, Outcome.PRESENT)
+
+    async def _refuse_too_large(self) -> None:
+        for index in sorted(self._left):
+            size = self._request.sizes[index].data + self._request.sizes[index].metadata
+            if size > self._store.capacity:
+                reason = f"it has {size:,} bytes, and the store {self._store.capacity:,}"
+                await self._finish(index, Outcome.TOO_LARGE, reason)
 
     def _wanted_ranges(self) -> list[Range]:
         ranges = []
@@ -139,9 +147,6 @@ class PutRequest:
 
     async def _begin(self, index: int, described: ObjectDescribed) -> Incoming | None:
         holds, size = self._services.holds, described.data_size + len(described.metadata)
-        if size > self._store.capacity:
-            await self._finish(index, Outcome.TOO_LARGE, f"the store has {self._store.capacity:,} bytes")
-            return None
         if not holds.has_room(self._hold, described.data_size):
             await self._finish(index, Outcome.NO_ROOM, "too much of this peer's is on its way here already")
             return None

@@ -65,11 +65,19 @@ def test_blocking_numbers(here: Node) -> None:
 def test_move_objects(here: Node, there: Node) -> None:
     ids = [put_object(here.socket, bytes([number])) for number in range(3)]
     result = run_example("move_objects.py", there.address, here.address, *ids)
-    assert result.stdout == "COPY of 2 objects: success\nTAKE of 1 object: success\n", result
+    lines = [f"{kind}: object {object_id}: done" for kind, object_id in zip(("COPY", "COPY", "TAKE"), ids, strict=True)]
+    assert (result.returncode, result.stdout.splitlines()) == (0, lines), result
+    assert result.stderr.splitlines()[-1] == "so far 3 objects, 3 bytes"
     assert get_object(there.socket, ids[2]) == b"\x02"
     assert get_object(here.socket, ids[2]) is None
-    again = run_example("move_objects.py", there.address, here.address, *ids)
-    assert (again.returncode, again.stdout) == (0, result.stdout)  # what is there already is no failure
-    missing = run_example("move_objects.py", there.address, here.address, str(ObjectID.random()))
-    assert missing.returncode == 1
-    assert missing.stdout == "COPY of 1 object: an object was not found\n"
+
+
+def test_move_objects_that_are_there_or_nowhere(here: Node, there: Node) -> None:
+    held, missing = put_object(here.socket), str(ObjectID.random())
+    run_example("move_objects.py", there.address, here.address, held)
+    result = run_example("move_objects.py", there.address, here.address, held, missing)
+    assert result.returncode == 1
+    assert result.stdout.splitlines() == [
+        f"COPY: object {held}: it was there already",
+        f"TAKE: object {missing}: it is not in the source's store",
+    ]

@@ -1,0 +1,130 @@
+"""A peer's objects, for a machine without a store: what `put --to`, `get --from`, `ls --at`, `stat --at` do."""
+
+import math
+import mmap
+import os
+import stat
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import trio
+
+from plasmastream._errors import ObjectNotFoundError, PeerError
+from plasmastream._object_id import ObjectID
+from plasmastream._progress import show_progress
+from plasmastream.cli._listing import print_infos
+from plasmastream.cli._objects import STANDARD, check_one_id, open_file, write_output
+from plasmastream.cli._peer import asking, check_outcomes
+from plasmastream.cli._run import ExitStatus, complain
+from plasmastream.cli._status import print_info
+from plasmastream.cli._types import Address
+from plasmastream.peer import Outcome, PeerClient, TransferKind
+from plasmastream.store import Buffer, EmbeddedStore, NewObject
+from plasmastream.wire.plasma import ObjectInfo
+
+
+async def put_files_there(names: Sequence[str], object_id: ObjectID | None, metadata: bytes, server: Address) -> int:
+    """Put files into the store of a peer and print their ids; `-` is standard input.
+
+    Returns:
+        The exit status; what could not be put has a line of its own.
+
+    Raises:
+        UsageError: one id for several files.
+        PlasmastreamError: the peer speaks version 1 alone.
+    """
+    check_one_id(object_id, names)
+    worst = int(ExitStatus.DONE)
+    async with asking(server) as peer:
+        with show_progress(f"PUT to {server.host}", len(names)) as show:
+            for name in names:
+                made = object_id or ObjectID.random()
+                with open_file(name) as file:
+                    results = await peer.put(
+                        [NewObject(made, _content(file, name), metadata)],
+                        on_progress=lambda _, nbytes: show(0, nbytes),
+                    )
+                status = check_outcomes(f"{server}: {name}", results)
+                worst = max(worst, status)
+                if status == ExitStatus.DONE:
+                    show(1, 0)
+                    print(made, flush=True)
+                if object_id is not None and results[0].outcome == Outcome.PRESENT:
+                    complain("plasmastream", f"object {made} was there already, and was not compared with {name}")
+    return worst
+
+
+def _content(file: BinaryIO, name: str) -> Buffer:
+    """The bytes of a file: mapped for as long as anybody looks, where it is a regular one; else read to its end."""
+    status = os.fstat(file.fileno())
+    if name == STANDARD or not stat.S_ISREG(status.st_mode):
+        return file.read()
+    if not status.st_size:
+        return b""  # which cannot be mapped
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+async def get_object_from(object_id: ObjectID, output: str, timeout: float | None, server: Address) -> int:
+    """Write an object of a peer to a file; `-` is standard output.
+
+    It is verified as a whole, in a store of its size that nobody else sees, before any of it is written.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ObjectNotFoundError: the peer does not have it.
+        PeerError: it did not come in time.
+        StoreFullError: this machine has not so much memory.
+        PlasmastreamError: the peer speaks version 1 alone.
+    """
+    with trio.move_on_after(math.inf if timeout is None else timeout):
+        async with asking(server) as peer:
+            info = await _describe(peer, object_id)
+            size = max(1, info.data_size + info.metadata_size)
+            # Reserving takes a fifth of a second and more per GiB; a signal need not wait for it.
+            with await trio.to_thread.run_sync(EmbeddedStore, size, abandon_on_cancel=True) as store:
+                return await _copy_to(output, peer, object_id, store)
+    raise PeerError(f"{server} did not send object {object_id} within {timeout:g} s")
+
+
+async def _copy_to(output: str, peer: PeerClient, object_id: ObjectID, store: EmbeddedStore) -> int:
+    with show_progress(f"COPY from {peer.host}", 1) as show:
+        status = check_outcomes(peer, await peer.fetch(TransferKind.COPY, [object_id], store, on_progress=show))
+    (lease,) = await store.get([object_id])
+    if lease is not None:
+        with lease:
+            write_output(output, lease.data)
+    return status
+
+
+async def print_objects_at(server: Address, *, as_json: bool) -> None:
+    """List the objects of a peer, oldest first.
+
+    Raises:
+        PeerError: it does not answer.
+        PlasmastreamError: it speaks version 1 alone.
+    """
+    async with asking(server) as peer:
+        infos = await peer.list_objects()
+    print_infos(infos, as_json=as_json)
+
+
+async def print_status_at(object_id: ObjectID, server: Address, *, as_json: bool) -> None:
+    """Show what a peer tells of an object.
+
+    Raises:
+        ObjectNotFoundError: it does not have it.
+        PeerError: it does not answer.
+        PlasmastreamError: it speaks version 1 alone.
+    """
+    async with asking(server) as peer:
+        info = await _describe(peer, object_id)
+    print_info(info, as_json=as_json)
+
+
+async def _describe(peer: PeerClient, object_id: ObjectID) -> ObjectInfo:
+    found = await peer.stat([object_id])
+    if not found:
+        raise ObjectNotFoundError(f"{peer}: object {object_id} is not in the store there")
+    return found[0]

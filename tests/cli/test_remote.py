@@ -1,0 +1,160 @@
+"""`put --to`, `get --from`, `ls --at` and `stat --at`: a peer's objects, without a store here."""
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from plasmastream import ObjectID
+from tests.cli.processes import Node, command_line, get_object, put_object, run, run_here
+
+
+@pytest.fixture(autouse=True)
+def no_store_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands would use if they wanted a store: there is none."""
+    monkeypatch.setenv("PLASMA_SOCKET", "/nonexistent/plasma")
+
+
+@contextlib.contextmanager
+def silent_server() -> Iterator[tuple[socket.socket, str]]:
+    """A server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener, "{}:{}".format(*listener.getsockname())
+
+
+@contextlib.contextmanager
+def version_1_server() -> Iterator[str]:
+    """A server that ends each connection at a first byte it does not know."""
+
+    def answer() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                with listener.accept()[0] as connection:
+                    connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield "{}:{}".format(*listener.getsockname())
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_files_go_there_and_come_back(there: Node, tmp_path: Path) -> None:
+    contents = [os.urandom(3_000_000), b"", b"small"]
+    paths = [tmp_path / str(index) for index in range(3)]
+    for path, data in zip(paths, contents, strict=True):
+        path.write_bytes(data)
+    ids = run("put", "--to", there.address, *paths).succeeds().text.split()
+    assert [get_object(there.socket, object_id) for object_id in ids] == contents
+    assert run("get", "--from", there.address, ids[2]).succeeds().out == b"small"
+    assert run("get", "--from", there.address, ids[1]).succeeds().out == b""
+    run("get", ids[0], "--from", there.address, "-o", tmp_path / "out", "--timeout", "30").succeeds()
+    assert (tmp_path / "out").read_bytes() == contents[0]
+
+
+def test_standard_input_with_an_id_and_metadata(there: Node) -> None:
+    object_id = str(ObjectID.random())
+    put = ("put", "-", "--to", there.address, "--id", object_id, "--metadata", "käse")
+    assert run(*put, stdin=b"first").succeeds().text == f"{object_id}\n"
+    again = run(*put, stdin=b"second")
+    again.fails(0, object_id, "there already", "not compared")
+    assert again.text == f"{object_id}\n"
+    assert get_object(there.socket, object_id) == b"first"
+    described = json.loads(run("stat", "--at", there.address, object_id, "--json").succeeds().text)
+    assert (described["data_size"], described["metadata_size"], described["state"]) == (5, 5, "sealed")
+
+
+def test_what_cannot_be_put(there: Node, tmp_path: Path) -> None:
+    (tmp_path / "good").write_bytes(b"good")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(64 << 30)  # which fits into no memory here, but can be mapped
+    result = run("put", "--to", there.address, tmp_path / "large", tmp_path / "good", tmp_path / "missing")
+    large, missing = result.err.splitlines()
+    assert result.status == 1
+    assert large.startswith(f"plasmastream: {there.address}: {tmp_path / 'large'}: object ")
+    assert str(32 << 20) in large.replace(",", "")
+    assert missing == f"plasmastream: {tmp_path / 'missing'}: No such file or directory"
+    assert get_object(there.socket, result.text.strip()) == b"good"
+    run_here("put", "a", "b", "--to", there.address, "--id", str(ObjectID.random())).fails(2, "--id", "2 files")
+
+
+def test_ls_and_stat(there: Node) -> None:
+    object_id = put_object(there.socket, bytes(1234), b"about it")
+    lines = [line.split("\t") for line in run("ls", "--at", there.address).succeeds().text.splitlines()]
+    (line,) = [line for line in lines if line[0] == object_id]
+    assert line[1:5] == ["1234", "8", "sealed", "0"]
+    assert object_id in {entry["id"] for entry in json.loads(run_here("ls", "--at", there.address, "--json").text)}
+    shown = run_here("stat", "--at", there.address, object_id).succeeds().text.splitlines()
+    assert shown[:3] == [
+        f"Object:    {object_id}",
+        "Size:      1,234 bytes of data, 8 of metadata",
+        "State:     sealed",
+    ]
+
+
+def test_what_is_not_there(there: Node) -> None:
+    missing = str(ObjectID.random())
+    run_here("stat", "--at", there.address, missing).fails(1, there.address, missing)
+    run("get", "--from", there.address, missing).fails(1, there.address, missing)
+
+
+def test_places_exclude_each_other(there: Node) -> None:
+    object_id = str(ObjectID.random())
+    for words in (("put", "-", "--to"), ("get", object_id, "--from"), ("ls", "--at"), ("stat", object_id, "--at")):
+        run_here(*words, there.address, "-s", there.socket).fails(2, words[-1], "-s", "exclude each other")
+        run_here(*words, "[::1:5").fails(2, "'[::1:5'")
+    run_here("ls", "--long", "--at", there.address).fails(2, "--long")
+
+
+def test_nobody_answers() -> None:
+    with silent_server() as (_, address):
+        run("get", "--from", address, str(ObjectID.random()), "--timeout", "0.2").fails(3, address, "0.2 s")
+    object_id = str(ObjectID.random())
+    for words in (("put", "/dev/null", "--to"), ("get", object_id, "--from"), ("ls", "--at")):
+        run_here(*words, address).fails(3, address, "refused")
+
+
+def test_a_server_of_version_1() -> None:
+    object_id = str(ObjectID.random())
+    with version_1_server() as address:
+        for words in (("put", "/dev/null", "--to"), ("get", object_id, "--from"), ("ls", "--at")):
+            run_here(*words, address).fails(1, address, "version 1")
+
+
+def test_put_is_interrupted(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"some")
+    with silent_server() as (listener, address):
+        command = command_line("plasmastream", "put", tmp_path / "file", "--to", address)
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as putting:
+            with listener.accept()[0] as connection:
+                assert connection.recv(8) == b"PLSTRM2\n"
+                time.sleep(0.1)
+                putting.send_signal(signal.SIGINT)
+                _, err = putting.communicate(timeout=10)
+            assert (putting.returncode, err) == (130, b"")
+
+
+def test_progress_on_a_terminal(there: Node, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"some")
+    ours, theirs = pty.openpty()
+    try:
+        command = command_line("plasmastream", "put", tmp_path / "file", "--to", there.address)
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=theirs, check=True)
+        shown = os.read(ours, 1 << 16).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "PUT to 127.0.0.1" in shown
+    assert "1/1" in shown
