@@ -19,7 +19,7 @@ from tests.peer.helpers import contents, fill
 from tests.simulation import campaign
 from tests.simulation.campaign import Kind
 from tests.simulation.machine import Program
-from tests.simulation.operations import Operation, Promises, Version1
+from tests.simulation.operations import Done, Operation, Promises, Version1
 from tests.simulation.world import Report, simulate
 
 SEEDS = 2_000
@@ -71,14 +71,14 @@ class Ideal(Version1):
 
     promises = Promises(sees_lies=True, finishes=True, puts=True)
 
-    async def perform(self, operation: Operation, program: Program) -> set[ObjectID]:
+    async def perform(self, operation: Operation, program: Program) -> Done:
         """See `Version`."""
         there = contents(operation.source.store)
         present = contents(operation.target.store)
         fill(operation.target.store, {id_: there[id_] for id_ in operation.object_ids if id_ not in present})
         if operation.kind is TransferKind.TAKE:
             await operation.source.store.delete(operation.object_ids)
-        return set(operation.object_ids)
+        return Done(operation.object_ids)
 
 
 def test_a_version_that_keeps_its_promises_is_found_to_do_so() -> None:

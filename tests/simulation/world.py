@@ -10,6 +10,7 @@ version:
 - What an operation says has arrived is at its target; each operation ends in time.
 - When all is well, an operation succeeds, and a successful TAKE leaves nothing at the source. (What a version promises
   in trouble, it says.)
+- Where a version persists, an operation with a long timeout succeeds if the trouble ends in time.
 - In the end no task runs that was started for a connection or an operation, no connection is open, and nothing is
   held, unsealed, awaited or claimed.
 """
@@ -21,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from unittest import mock
 
 import attrs
 import trio
@@ -34,15 +36,17 @@ from tests.peer.helpers import Objects, contents, fill
 from tests.simulation.attempts import Attempt, draw_attempts
 from tests.simulation.chance import determined, drawn, log_uniform
 from tests.simulation.faults import Weather
-from tests.simulation.machine import Machine
+from tests.simulation.machine import Machine, Slowness
 from tests.simulation.network import Network
-from tests.simulation.operations import Operation, Version
+from tests.simulation.operations import LONG, Done, Operation, Version
 from tests.simulation.trace import Trace
 from tests.store.helpers import assert_untouched
 
 _CAPACITY = 1 << 20
 _DEADLINE = 900.0
 """Seconds that an operation may take, in the worst weather."""
+_LATE = 60.0
+"""Seconds that an operation may take beyond its timeout."""
 _QUIET = 1_000.0
 """Seconds after which nothing may be left: longer than the servers' patience with idle connections."""
 
@@ -82,6 +86,7 @@ class World:
         self._objects: Objects = {}
         self._labels: dict[ObjectID, str] = {}
         self._is_fair = True  # apart from connections
+        self._is_calmed = False
         self._taken_in_trouble: list[Operation] = []
         self._taken_in_peace: list[Operation] = []
 
@@ -90,8 +95,13 @@ class World:
         with ExitStack() as stack:
             for number, name in enumerate(("client", "north", "south")):
                 store = stack.enter_context(EmbeddedStore(_CAPACITY))
-                machine = Machine(name, f"10.0.0.{number + 1}", store, self._network, self._version)
+                slowness = Slowness(self._chance.choice([0.0, 0.0, 0.0, 0.1]), drawn(self.seed, f"calls at {name}"))
+                self._is_fair = self._is_fair and not slowness.share
+                machine = Machine(name, f"10.0.0.{number + 1}", store, self._network, self._version, slowness)
                 self._machines[name] = machine
+                for method in ("create", "put_many"):
+                    keeps = partial(getattr(store.core, method), evict=False)
+                    stack.enter_context(mock.patch.object(store.core, method, keeps))
                 store.core.add_listener(_Watch(machine, self))
             stack.enter_context(_logged(self.trace))
             stack.enter_context(determined(self.seed))
@@ -110,6 +120,9 @@ class World:
                 await nursery.start(machine.run)
             async with trio.open_nursery() as trouble:
                 self._draw_accidents(trouble)
+                if self._chance.random() < 0.5:
+                    self._is_calmed = True
+                    trouble.start_soon(self._calm, log_uniform(self._chance, 0.1, 60), trouble)
                 async with trio.open_nursery() as operations:
                     for attempt in attempts:
                         operations.start_soon(self._try, attempt)
@@ -142,12 +155,22 @@ class World:
         for _ in range(chance.choice([0, 0, 0, 1, 2])):
             self._is_fair = False
             machine = self._machines[chance.choice(["client", "north", "south"])]
-            accident = chance.choice([machine.kill, machine.kill, machine.unplug])
-            strikes = partial(accident, log_uniform(chance, 0.001, 100))
+            seconds = log_uniform(chance, 0.001, 100)
+            fills_up = partial(trouble.start_soon, machine.fill_up, seconds)
+            kills = partial(machine.kill, seconds)
+            strikes = chance.choice([kills, kills, partial(machine.unplug, seconds), fills_up])
             if chance.random() < 0.7:
                 self._network.at_event(int(log_uniform(chance, 1, 150)), strikes)
             else:
                 trouble.start_soon(_later, log_uniform(chance, 0.001, 60), strikes)
+
+    async def _calm(self, after: float, trouble: trio.Nursery) -> None:
+        """End the trouble while operations run."""
+        await trio.sleep(after)
+        self.trace.note("no more trouble")
+        self._network.calm()
+        self._network.cut_unfair()
+        trouble.cancel_scope.cancel()
 
     async def _try(self, attempt: Attempt) -> None:
         operation = attempt.operation
@@ -155,11 +178,22 @@ class World:
         scope = trio.CancelScope()
         if attempt.cancelled_at_event is not None:
             self._network.at_event(self._network.events + attempt.cancelled_at_event, scope.cancel)
-        arrived = await self._perform(operation, scope, attempt.cancelled_after)
-        must_succeed = self._is_fair and self._network.is_fair and (attempt.is_alone or self._version.promises.finishes)
-        if must_succeed and arrived != set(operation.object_ids):
+        promises = self._version.promises
+        client = self._machines["client"].program
+        done = await self._perform(operation, scope, attempt.cancelled_after)
+        left = set(operation.object_ids) - set(done.arrived)
+        if left and self._is_fair and self._network.is_fair and (attempt.is_alone or promises.finishes):
             self.trace.fail(f"{operation} has failed, although all was well")
-        self._taken_in_trouble.append(operation.of(arrived))
+        has_lived = client is not None and not client.door.is_closed and not attempt.is_cancelled
+        if (
+            left.difference(done.excused)
+            and promises.persists
+            and self._is_calmed
+            and operation.timeout == LONG
+            and has_lived
+        ):
+            self.trace.fail(f"{operation} has failed, although the trouble was over soon")
+        self._taken_in_trouble.append(operation.of(done.arrived))
 
     async def _finish(self, operation: Operation) -> None:
         """Ask for what did not arrive, once more and with success."""
@@ -167,36 +201,40 @@ class World:
         is_there = operation.target.store.core.table.find_sealed
         missing = [object_id for object_id in operation.object_ids if promises.finishes or not is_there(object_id)]
         if missing:
-            again = attrs.evolve(operation.of(missing), is_again=True)
-            arrived = await self._perform(again, trio.CancelScope(), None)
-            if arrived != set(missing):
+            again = attrs.evolve(operation.of(missing), timeout=None, is_again=True)
+            done = await self._perform(again, trio.CancelScope(), None)
+            if set(done.arrived) != set(missing):
                 self.trace.fail(f"{again} has failed, although all is well")
-            self._taken_in_peace.append(again.of(arrived))
+            self._taken_in_peace.append(again.of(done.arrived))
 
-    async def _perform(self, operation: Operation, scope: trio.CancelScope, timeout: float | None) -> set[ObjectID]:
-        """Have the client's program carry out an operation; what has arrived."""
+    async def _perform(self, operation: Operation, scope: trio.CancelScope, timeout: float | None) -> Done:
+        """Have the client's program carry out an operation."""
         program = self._machines["client"].program
         if program is None:
             self._count("not begun", operation)
-            return set()
-        arrived: set[ObjectID] = set()
+            return Done(())
+        done = Done(())
         over = trio.Event()
 
         async def perform() -> None:
+            nonlocal done
             outcome = "died"
+            deadline = _DEADLINE
+            if operation.timeout is not None and self._version.promises.persists:
+                deadline = operation.timeout + _LATE
             try:
-                with trio.move_on_after(_DEADLINE) as limit, scope:
+                with trio.move_on_after(deadline) as limit, scope:
                     if timeout is not None:
                         scope.deadline = trio.current_time() + timeout
                     outcome = "cancelled"
                     try:
-                        arrived.update(await self._version.perform(operation, program))
-                        outcome = "done" if len(arrived) == len(operation.object_ids) else "partly done"
+                        done = await self._version.perform(operation, program)
+                        outcome = "done" if len(done.arrived) == len(operation.object_ids) else "partly done"
                     except PlasmastreamError as error:
                         outcome = "failed"
                         self.trace.note(f"{operation}: {error}")
                 if limit.cancelled_caught:
-                    self.trace.fail(f"{operation} did not end within {_DEADLINE:g} s")
+                    self.trace.fail(f"{operation} did not end within {deadline:g} s")
             finally:
                 self._count("died" if program.door.is_closed else outcome, operation)
                 over.set()
@@ -204,10 +242,10 @@ class World:
         self.trace.note(f"{operation} begins")
         program.nursery.start_soon(perform)
         await over.wait()
-        for object_id in arrived:
+        for object_id in done.arrived:
             if operation.target.store.core.table.find_sealed(object_id) is None:
                 self.trace.fail(f"{self.label(object_id)} has arrived at {operation.target.name}, but is not there")
-        return arrived
+        return done
 
     def _count(self, outcome: str, operation: Operation) -> None:
         self.counts[outcome] += 1
