@@ -90,7 +90,8 @@ def _draw_attempt(chance: random.Random, machines: Mapping[str, Machine], number
     is_sync = "client" not in (source, target)
     cut = chance.randrange(len(ids)) if is_sync else 0
     parts = (ids[:cut], ids[cut:]) if cut else (ids,)
-    operation = Operation(number, kind, machines[source], machines[target], parts, chance.random() < 0.5)
+    shares = chance.random() < 0.5
+    operation = Operation(number, kind, machines[source], machines[target], parts, shares_client=shares)
     return Attempt(operation, objects, present, is_alone=not present, begins_at=0.0)
 
 

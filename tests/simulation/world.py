@@ -142,7 +142,8 @@ class World:
 
     def _provide(self, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
-            self._is_fair = self._is_fair and not attempt.is_cancelled
+            is_hurried = attempt.is_cancelled or attempt.operation.timeout not in (None, LONG)
+            self._is_fair = self._is_fair and not is_hurried
             self._objects |= attempt.objects
             operation = attempt.operation
             for index, object_id in enumerate(attempt.objects):
