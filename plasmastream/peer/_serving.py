@@ -21,6 +21,7 @@ from plasmastream.wire.plasma import NO_DIGEST, ErrorCode, ObjectInfo
 from plasmastream.wire.stream.v2 import (
     Close,
     ConnectionClosed,
+    DamagedError,
     Described,
     Drop,
     Encoding,
@@ -99,7 +100,10 @@ class Session:
                 await self._answer(request)
             channel.close()
         except ProtocolError as error:
-            await self._say(error)
+            # What was damaged on its way is asked for again on another connection. Only who has no answer yet needs a
+            # word, lest it take us for version 1.
+            if not isinstance(error, DamagedError) or not self._node:
+                await self._say(error)
             raise
         finally:
             channel.connection.close()
@@ -108,7 +112,7 @@ class Session:
         """Tell a client that broke the protocol, if it can be told, before the connection ends."""
         with trio.move_on_after(self._services.patience.hello):
             try:
-                await self._channel.send(End(Outcome.REFUSED, str(error)[:1000]))
+                await self._channel.send(End(outcome_of(error), str(error)[:1000]))
                 self._channel.transport.close()
             except (PeerError, LocalProtocolError):
                 return

@@ -113,8 +113,10 @@ class Version2:
 
     async def _sync(self, client: PeerClient, operation: Operation) -> Sequence[Result]:
         requests = [PeerRequest(operation.kind, operation.source.host, PORT, part) for part in operation.parts]
+        # Version 1 has no other way to notice that the answer does not come.
+        timeout = operation.timeout if self._insists else operation.timeout or 300
         results = await client.sync_each(
-            requests, timeout=operation.timeout, detach=operation.detaches, compression=self._compression
+            requests, timeout=timeout, detach=operation.detaches, compression=self._compression
         )
         return sum(results, ())
 

@@ -305,7 +305,7 @@ class World:
         try:
             assert_untouched(machine.store)
         except AssertionError as error:
-            yield f"something unsealed, held or awaited {error}"
+            yield f"something unsealed, held or awaited: {error or traceback.format_exc()}"
 
 
 @attrs.frozen(eq=False)
