@@ -279,6 +279,7 @@ class World:
 
     def _check_end(self, was_fair: bool) -> None:
         for machine in self._machines.values():
+            machine.store.core.settle()  # what was held until nobody looked through a view of it any more
             for entry in machine.store.core.table:
                 self.check_bytes(machine, entry)
             for what in self._left_over(machine):
