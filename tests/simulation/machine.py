@@ -180,6 +180,7 @@ class Machine:
         self.programs = programs
         self.slowness = slowness
         self.program: Program | None = None
+        self.kills = 0
         self._down_for = 0.0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -213,6 +214,7 @@ class Machine:
         """Kill the program; after so many seconds it is started again."""
         if self.program is not None:
             self.network.trace.note(f"{self.name} is killed, for {down_for:g} s")
+            self.kills += 1
             self._down_for = down_for
             del self.network.listeners[self.host, PORT]
             program, self.program = self.program, None

@@ -78,6 +78,8 @@ class Promises:
     persists: bool = False
     """An operation whose timeout is `LONG` ends with success if the faults end early enough; and each operation with a
     timeout ends soon after."""
+    chunk_size: int | None = None
+    """Bytes that are received twice, at most, for each connection; None where more may be."""
 
 
 LONG = 600.0
@@ -95,6 +97,10 @@ class Version(Programs, Protocol):
         Raises:
             PlasmastreamError: the operation failed as a whole.
         """
+        ...
+
+    def in_chunks(self, size: int, source: Machine) -> bool:
+        """Whether an object of that size, data and metadata together, leaves its source in chunks."""
         ...
 
     def left_over(self, program: Program) -> Iterator[str]:
@@ -136,6 +142,10 @@ class Version1:
         finally:
             if not operation.shares_client:
                 await client.aclose()
+
+    def in_chunks(self, size: int, source: Machine) -> bool:
+        """See `Version`."""
+        return False
 
     def left_over(self, program: Program) -> Iterator[str]:
         """See `Version`."""

@@ -17,7 +17,7 @@ from plasmastream.peer import (
 from plasmastream.store import NewObject
 from plasmastream.wire.stream.v2 import known_encodings
 from tests.peer.helpers import contents
-from tests.simulation.machine import PORT, Program
+from tests.simulation.machine import PORT, Machine, Program
 from tests.simulation.operations import Done, Operation, Promises
 
 _PATIENT = PeerTimeouts(retry=400)
@@ -42,9 +42,9 @@ class Version2:
             )
             for name in ("client", "north", "south")
         }
-        self.promises = Promises(
-            sees_lies=self._insists, finishes=self._insists, puts=self._insists, persists=self._insists
-        )
+        insists = self._insists
+        chunk_size = max(limits.chunk_size for limits in self._limits.values())
+        self.promises = Promises(insists, insists, insists, insists, chunk_size if insists else None)
 
     @property
     def _version(self) -> int | None:
@@ -119,6 +119,10 @@ class Version2:
             requests, timeout=timeout, detach=operation.detaches, compression=self._compression
         )
         return sum(results, ())
+
+    def in_chunks(self, size: int, source: Machine) -> bool:
+        """See `Version`."""
+        return size > self._limits[source.name].small_size
 
     def left_over(self, program: Program) -> Iterator[str]:
         """See `Version`."""

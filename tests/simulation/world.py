@@ -11,6 +11,7 @@ version:
 - When all is well, an operation succeeds, and a successful TAKE leaves nothing at the source. (What a version promises
   in trouble, it says.)
 - Where a version persists, an operation with a long timeout succeeds if the trouble ends in time.
+- Where a version resumes, nothing is received twice, but for a chunk per connection.
 - In the end no task runs that was started for a connection or an operation, no connection is open, and nothing is
   held, unsealed, awaited or claimed.
 """
@@ -36,6 +37,7 @@ from tests.peer.helpers import Objects, contents, fill
 from tests.simulation.attempts import Attempt, draw_attempts
 from tests.simulation.chance import determined, drawn, log_uniform
 from tests.simulation.faults import Weather
+from tests.simulation.ledger import kept
 from tests.simulation.machine import Machine, Slowness
 from tests.simulation.network import Network
 from tests.simulation.operations import LONG, Done, Operation, Version
@@ -47,6 +49,8 @@ _DEADLINE = 900.0
 """Seconds that an operation may take, in the worst weather."""
 _LATE = 60.0
 """Seconds that an operation may take beyond its timeout."""
+_TOKEN = 30.0
+"""Seconds that a server remembers what was put."""
 _QUIET = 1_000.0
 """Seconds after which nothing may be left: longer than the servers' patience with idle connections."""
 
@@ -103,6 +107,7 @@ class World:
                     keeps = partial(getattr(store.core, method), evict=False)
                     stack.enter_context(mock.patch.object(store.core, method, keeps))
                 store.core.add_listener(_Watch(machine, self))
+            self._ledger = stack.enter_context(kept())
             stack.enter_context(_logged(self.trace))
             stack.enter_context(determined(self.seed))
             try:
@@ -127,6 +132,7 @@ class World:
                     for attempt in attempts:
                         operations.start_soon(self._try, attempt)
                 trouble.cancel_scope.cancel()
+            self._check_ledger(attempts)
             was_fair = self._network.is_fair and self._is_fair
             self._network.calm()
             await trio.sleep(_QUIET)
@@ -270,6 +276,27 @@ class World:
             machine.store.core.table.find_sealed(object_id) for machine in self._machines.values()
         ):
             self.trace.fail(f"nobody has {self.label(object_id)} any more")
+
+    def _check_ledger(self, attempts: Sequence[Attempt]) -> None:
+        """Nothing came twice, but for a chunk per connection."""
+        chunk_size = self._version.promises.chunk_size
+        if chunk_size is None or not all(map(self._resumes, attempts)):
+            return
+        needed = 0
+        for operation in (attempt.operation for attempt in attempts):
+            for data, metadata in (self._objects[object_id] for object_id in operation.object_ids):
+                needed += len(data) * self._version.in_chunks(len(data) + len(metadata), operation.source)
+        twice = self._ledger.twice(needed)
+        self.trace.note(f"received twice: {twice} bytes")
+        if twice > chunk_size * self._network.connections:
+            self.trace.fail(f"{twice} bytes were received twice, over {self._network.connections} connections")
+
+    def _resumes(self, attempt: Attempt) -> bool:
+        operation, client = attempt.operation, self._machines["client"]
+        is_sync = client not in (operation.source, operation.target)
+        has_lapsed = operation.source is client and trio.current_time() > _TOKEN
+        kills = client.kills + operation.target.kills
+        return not (kills or attempt.is_cancelled or has_lapsed or (is_sync and not operation.detaches))
 
     async def _settle(self) -> None:
         client = self._machines["client"].program
