@@ -61,6 +61,8 @@ class Upload:
             (memoryview(new.data).cast("B"), memoryview(new.metadata).cast("B")) for new in objects
         ]
         self._results: list[Result | None] = [None] * len(objects)
+        self._obstacles: dict[int, Result] = {}
+        self._sent: dict[int, int] = {}  # how much of each object has left, at some time
         self._persistence = persistence
         self._encoding = encoding
         self._limits = limits
@@ -92,8 +94,10 @@ class Upload:
                     break
         for index, result in enumerate(self._results):
             if result is None:
-                reason = "" if failure is None else str(failure)
-                outcome = Outcome.BROKEN_OFF if failure is None else outcome_of(failure)
+                obstacle = self._obstacles.get(index)
+                outcome, reason = (obstacle.outcome, obstacle.reason) if obstacle else (Outcome.BROKEN_OFF, "")
+                if failure is not None:
+                    outcome, reason = outcome_of(failure), str(failure)
                 if scope.cancelled_caught:
                     outcome, reason = Outcome.OUT_OF_TIME, "; ".join(("the time allowed for it is over", reason))
                 self._results[index] = Result(self._objects[index].object_id, outcome, reason)
@@ -130,9 +134,12 @@ class Upload:
             if position >= len(batch):
                 raise RemoteProtocolError(f"{channel.peer} answered for object {position} of {len(batch)}")
             object_id = self._objects[batch[position]].object_id
+            result = Result(object_id, outcomes.outcome, outcomes.reason)
             known = Outcome.known(outcomes.outcome)
-            if known is None or not known.may_pass or self._persistence.deadline == math.inf:
-                self._results[batch[position]] = Result(object_id, outcomes.outcome, outcomes.reason)
+            if known is not None and known.may_pass:
+                self._obstacles[batch[position]] = result
+            else:
+                self._results[batch[position]] = result
                 self._moved = True
                 self._persistence.progressed()
 
@@ -152,7 +159,7 @@ class Upload:
                 run.append((position, data, metadata))
                 size += len(data) + len(metadata)
                 if size >= self._limits.run_size:
-                    await self._send_run(channel, run)
+                    await self._send_run(channel, batch, run)
                     run, size = [], 0
                 continue
             if position != described:
@@ -162,21 +169,30 @@ class Upload:
                 piece = data[at : min(end, at + connection.chunk_size)]
                 connection.send_chunk(position, at, piece, self._encoding)
                 await self._flush(channel)
-                self._report(0, len(piece))
+                if self._is_news(batch[position], at + len(piece)):
+                    self._report(0, len(piece))
         if run:
-            await self._send_run(channel, run)
+            await self._send_run(channel, batch, run)
         await channel.send(Progress())
 
+    def _is_news(self, index: int, end: int) -> bool:
+        """Note that an object has left up to `end`. What is sent again and again is no progress."""
+        if end <= self._sent.get(index, -1):
+            return False
+        self._sent[index] = end
+        self._persistence.progressed()
+        return True
+
     async def _send_run(
-        self, channel: ClientChannel, run: Sequence[tuple[int, memoryview, memoryview]]
+        self, channel: ClientChannel, batch: Sequence[int], run: Sequence[tuple[int, memoryview, memoryview]]
     ) -> None:
         channel.connection.send_run(run, self._encoding)
         await self._flush(channel)
-        self._report(len(run), sum(len(data) + len(metadata) for _, data, metadata in run))
+        sizes = [len(data) + len(meta) for position, data, meta in run if self._is_news(batch[position], len(data))]
+        self._report(len(sizes), sum(sizes))
 
     async def _flush(self, channel: ClientChannel) -> None:
         await channel.flush()
-        self._persistence.progressed()
         match event := await channel.waiting_event():
             case None | Progress():
                 pass
