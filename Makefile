@@ -7,6 +7,7 @@
 #   make kills    kill 500 clients of each kind (KILLS=...) at random moments, and check the store each time
 #   make soak     ten minutes (SECONDS=...) of transfers between two nodes while everything goes wrong (needs root)
 #   make simulate   2,000 simulated worlds of peers in trouble (SEEDS=...), from SEED=... on
+#   make bench    measure everything beside its rivals, or PARTS='store peer' alone; SAVE=--save keeps the results
 #   make schema   regenerate the flatbuffers code that the tests compare ours with (needs flatc)
 #   make clean    remove what the others made, the environments included
 #
@@ -14,7 +15,7 @@
 # last pyarrow that came with Plasma, which needs CPython 3.11 (APACHE_PYTHON=...); without it, tests skip.
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint fuzz kills simulate soak schema clean setup setup-apache setup-fuzz
+.PHONY: help demo test check lint fuzz kills simulate soak bench schema clean setup setup-apache setup-fuzz setup-bench
 
 PYTHON ?= python3.11 python3.12 python3.13 python3
 APACHE_PYTHON ?= python3.11 python3
@@ -29,8 +30,8 @@ INPUTS ?= 1000000
 FUZZ_PYTHON ?= python3.12 python3.13 python3.11 python3.14 python3
 FUZZ_READY := .venv-fuzz/ready
 
-SCHEMA := plasmastream/wire/plasma/schema
-GENERATED := tests/wire/plasma/generated
+# Packages of `wire` that have a schema; the tests of each have the code that flatc makes of it.
+SCHEMAS := plasma stream/v2
 
 # $(call find_python,NAMES,CONDITION) is a shell command that prints the first interpreter of these names, in the
 # whole PATH, that really runs (a version manager's shim may be there and fail), meets the condition and can make
@@ -110,6 +111,22 @@ setup-apache:
 	touch $(APACHE_READY) || \
 	{ rm -rf .venv-apache; echo "Apache's parts could not be installed; tests against them skip"; }
 
+# Arrow Flight and gRPC, as they are today, have an environment of their own; without them their figures are left out.
+PARTS ?=
+SAVE ?=
+BENCH_REQUIREMENTS := 'pyarrow>=20' 'grpcio>=1.70'
+BENCH_READY := .venv-bench/ready
+bench: setup setup-apache setup-bench
+	@$(BIN)/python -m benchmarks $(PARTS) $(SAVE)
+
+setup-bench: setup
+	@[ ! -e $(BENCH_READY) ] || exit 0; \
+	echo "Making .venv-bench, for Arrow Flight and gRPC"; \
+	rm -rf .venv-bench && $(BIN)/python -m venv .venv-bench && \
+	.venv-bench/bin/python $(PIP_INSTALL) --only-binary :all: $(BENCH_REQUIREMENTS) && \
+	touch $(BENCH_READY) || \
+	{ rm -rf .venv-bench; echo "Arrow Flight and gRPC could not be installed; they do not take part"; }
+
 fuzz: setup setup-fuzz
 	@if [ -e $(FUZZ_READY) ]; then guided='--guided .venv-fuzz/bin/python'; \
 	else echo "Without atheris no input is led by coverage: all of them are made by chance"; fi; \
@@ -125,16 +142,18 @@ setup-fuzz:
 	touch $(FUZZ_READY) || \
 	{ rm -rf .venv-fuzz; echo "atheris could not be installed for this Python and machine"; }
 
-# The generated modules import each other as `plasma.flatbuf`, which tests/wire/plasma/oracle.py gives them.
+# The generated modules import each other by their namespace, which tests/wire/oracle.py gives them.
 schema:
 	@command -v flatc >/dev/null || \
 	  { echo "flatc, the flatbuffers compiler (package flatbuffers-compiler), is not installed"; exit 1; }
-	@rm -rf $(GENERATED) && mkdir -p $(GENERATED)
-	@flatc --python -o $(GENERATED) -I $(SCHEMA) $(SCHEMA)/*.fbs
-	@touch $(GENERATED)/__init__.py
-	@echo "Made $$(find $(GENERATED) -name '*.py' | wc -l) modules in $(GENERATED)"
+	@for package in $(SCHEMAS); do \
+	  schema=plasmastream/wire/$$package/schema; generated=tests/wire/$$package/generated; \
+	  rm -rf $$generated && mkdir -p $$generated && \
+	  flatc --python -o $$generated -I $$schema $$schema/*.fbs && touch $$generated/__init__.py && \
+	  echo "Made $$(find $$generated -name '*.py' | wc -l) modules in $$generated" || exit 1; \
+	done
 
 clean:
-	@rm -rf .venv .venv-apache .venv-fuzz .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+	@rm -rf .venv .venv-apache .venv-bench .venv-fuzz .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache \
 	  build dist demo-logs
 	@find plasmastream tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -4,6 +4,8 @@ No event loop is imported here. `plasmastream.store` waits with anyio, `plasmast
 """
 
 from plasmastream._client._connection import RETRY_FIRST, RETRY_LAST, Connection, connect
+from plasmastream._client._copying import copy_and_digest
+from plasmastream._client._haste import Haste
 from plasmastream._client._lease import Buffer, FileSlice, Lease, NewObject, Unsealed
 from plasmastream._client._requests import (
     AT_ONCE,
@@ -29,6 +31,7 @@ __all__ = [
     "Buffer",
     "Connection",
     "FileSlice",
+    "Haste",
     "Inspection",
     "Lease",
     "Mapping",
@@ -42,6 +45,7 @@ __all__ = [
     "check_ids",
     "close_descriptors",
     "connect",
+    "copy_and_digest",
     "name_of",
     "no_store_answers",
     "octets",

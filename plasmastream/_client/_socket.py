@@ -12,6 +12,9 @@ from collections.abc import Iterable
 
 from plasmastream.wire.plasma import Outgoing
 
+# As plain numbers: an operation on flags of an enumeration costs as much as the system call.
+_CLOSE_ON_EXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
+
 _ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
 
 
@@ -44,16 +47,14 @@ class UnixSocket:
             BlockingIOError: nothing is there yet.
             OSError: the connection is broken, or descriptors were lost for want of room.
         """
-        nbytes, ancillary, flags, _ = self._socket.recvmsg_into(
-            [into], _ONE_DESCRIPTOR, socket.MSG_CMSG_CLOEXEC
-        )
-        if not ancillary and not flags & socket.MSG_CTRUNC:
+        nbytes, ancillary, flags, _ = self._socket.recvmsg_into([into], _ONE_DESCRIPTOR, _CLOSE_ON_EXEC)
+        if not ancillary and not flags & _TRUNCATED:
             return nbytes, []
         descriptors = array.array("i")
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
-        if flags & socket.MSG_CTRUNC:
+        if flags & _TRUNCATED:
             close_descriptors(descriptors)
             # The kernel does not tell which of the two it was; with a full table, none of them has arrived.
             if descriptors:

@@ -59,7 +59,7 @@ class WatchedMemory:
 
     def __init__(self, mapped: mmap.mmap | None = None) -> None:
         self._mapped = mapped
-        self._address = 0 if mapped is None else _address_of(mapped)
+        self._address = 0 if mapped is None else address_of(mapped)
         length = 0 if mapped is None else len(mapped)
         self._array: type[ctypes.Array[_Byte]] = type("_Array", (ctypes.Array,), {"_type_": _Byte, "_length_": length})
 
@@ -77,10 +77,10 @@ class WatchedMemory:
         return memoryview(array)[offset : offset + nbytes].toreadonly()
 
 
-def _address_of(mapped: mmap.mmap) -> int:
-    """Where a map begins. ctypes itself tells that of writable ones only."""
+def address_of(memory: mmap.mmap | bytes | bytearray | memoryview) -> int:
+    """Where memory begins. ctypes itself tells that of what can be written only."""
     buffer = _Buffer()
-    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(mapped), ctypes.byref(buffer), _PyBUF_SIMPLE)
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(memory), ctypes.byref(buffer), _PyBUF_SIMPLE)
     address: int = buffer.buf
     ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
     return address

@@ -27,6 +27,7 @@ from plasmastream._client import (
     check,
     check_ids,
     close_descriptors,
+    copy_and_digest,
     name_of,
     octets,
     wait_in_milliseconds,
@@ -214,8 +215,7 @@ class StoreClient:
         object_id = object_id or ObjectID.random()
         source = octets(data)
         with self.create(object_id, len(source), metadata) as unsealed:
-            unsealed.data[:] = source
-            unsealed.seal()
+            unsealed.seal(copy_and_digest(source, unsealed.data, metadata))
         return object_id
 
     def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:

@@ -1,13 +1,14 @@
 """One end of a connection to a store, waited for by `poll`: every wait has a deadline."""
 
 import math
+import os
 import select
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Self, TypeVar
 
-from plasmastream._client import RETRY_FIRST, RETRY_LAST, Connection, UnixSocket, connect, no_store_answers
+from plasmastream._client import RETRY_FIRST, RETRY_LAST, Connection, Haste, UnixSocket, connect, no_store_answers
 from plasmastream._errors import StoreConnectionError
 from plasmastream.wire.plasma import Message, encode
 
@@ -18,6 +19,10 @@ _ReplyT = TypeVar("_ReplyT", bound=Message)
 
 class StoreConnection(Connection[UnixSocket]):
     """A connection that is waited for by `poll`, each time to a deadline."""
+
+    def __init__(self, path: str, transport: UnixSocket, reply_timeout: float) -> None:
+        super().__init__(path, transport, reply_timeout)
+        self._haste = Haste()
 
     @classmethod
     def open(cls, path: str, connect_timeout: float, reply_timeout: float) -> Self:
@@ -69,8 +74,7 @@ class StoreConnection(Connection[UnixSocket]):
             while len(replies) < len(requests):
                 reply = self.take_reply(kind)
                 if reply is None:
-                    self._wait(select.POLLIN, deadline)
-                    self._receive()
+                    self._receive(deadline)
                 else:
                     replies.append(reply)
         except TimeoutError:
@@ -95,14 +99,23 @@ class StoreConnection(Connection[UnixSocket]):
             if remaining <= 0:
                 raise TimeoutError
 
-    def _receive(self) -> None:
-        try:
-            received = self._transport.receive_nowait(self._wire.get_buffer())
-        except BlockingIOError:
-            return
-        except OSError as error:
-            raise self.fail_by(error) from error
-        self.take_in(*received)
+    def _receive(self, deadline: float) -> None:
+        haste = self._haste
+        haste.begin()
+        while True:
+            try:
+                received = self._transport.receive_nowait(self._wire.get_buffer())
+            except BlockingIOError:
+                if haste.looks_again():
+                    os.sched_yield()
+                else:
+                    self._wait(select.POLLIN, deadline)
+            except OSError as error:
+                raise self.fail_by(error) from error
+            else:
+                haste.end()
+                self.take_in(*received)
+                return
 
 
 def _is_mistaken(request: Message) -> bool:

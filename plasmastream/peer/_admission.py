@@ -69,8 +69,8 @@ class Admission:
             finally:
                 if not turn.is_set():
                     queue.remove(turn)
-                if not queue:
-                    self._waiting.pop(peer, None)
+                if not self._waiting.get(peer, True):  # which another queue may be by now
+                    del self._waiting[peer]
         if not turn.is_set():
             raise BusyError(f"{self._at_work} requests of {peer} are at work, and others wait", 1.0)
 

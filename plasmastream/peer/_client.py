@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from plasmastream import __version__
-from plasmastream._errors import PeerError, RemoteProtocolError, StoreError, TransferError
+from plasmastream._errors import LocalProtocolError, PeerError, RemoteProtocolError, StoreError, TransferError
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._budget import Budget
 from plasmastream.peer._fetch import Fetch, Report
@@ -122,6 +122,7 @@ class PeerClient:
             LocalProtocolError: an object is named twice, or the compression is not known here.
             StoreError: the store is gone.
         """
+        _check_distinct(object_ids)
         results: list[Result] = []
         persistence = Persistence(self._timeouts.retry, timeout)
         budget = budget or Budget(max_bytes)
@@ -198,8 +199,10 @@ class PeerClient:
             on_progress: called with (objects, bytes) that have left since the last call.
 
         Raises:
+            LocalProtocolError: an object is named twice, or the compression is not known here.
             PeerError: the peer speaks version 1 alone.
         """
+        _check_distinct([new.object_id for new in objects])
         upload = Upload(
             self._lanes,
             objects,
@@ -348,6 +351,11 @@ async def open_peer(
         yield client
     finally:
         await client.aclose()
+
+
+def _check_distinct(object_ids: Sequence[ObjectID]) -> None:
+    if len(set(object_ids)) < len(object_ids):
+        raise LocalProtocolError("a request names an object twice")
 
 
 def _result(object_id: ObjectID, error: PeerError | RemoteProtocolError | StoreError) -> Result:

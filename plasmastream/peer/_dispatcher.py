@@ -1,9 +1,10 @@
 """SYNC: fetch objects from several peers at once, each request to a peer with an outcome of its own."""
 
 import logging
+import math
 import resource
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import attrs
 import trio
@@ -26,7 +27,7 @@ from plasmastream.peer._transport import Connect
 from plasmastream.peer._version1 import Version1Client
 from plasmastream.store._object_store import ObjectStore
 from plasmastream.wire.stream import PeerRequest, Status, TransferKind
-from plasmastream.wire.stream.v2 import Encoding, Fetch, Hello, Limits
+from plasmastream.wire.stream.v2 import Encoding, Fetch, Hello, Limits, Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -146,21 +147,28 @@ class Dispatcher:
         Raises:
             PlasmastreamError: none of them could be asked for.
         """
-        results: dict[ObjectID, Result] = {}
-        deadline = trio.current_time() + timeout if timeout is not None else None
-        while left := [object_id for object_id in request.object_ids if object_id not in results]:
-            if not (ours := self._receiving.unclaimed(left)):
-                with trio.move_on_after(float("inf") if deadline is None else deadline - trio.current_time()) as scope:
+        results = {
+            object_id: Result(object_id, Outcome.OUT_OF_TIME, "another request was fetching it until the time was over")
+            for object_id in request.object_ids
+        }
+        left = list(request.object_ids)
+        deadline = math.inf if timeout is None else trio.current_time() + timeout
+        with trio.CancelScope(deadline=deadline) as waiting:
+            while left:
+                ours = self._receiving.unclaimed(left)
+                if not ours:
                     await self._receiving.wait(left)
-                if not scope.cancelled_caught:
                     continue
-                ours = left  # the time is over; what became of them says so
-            with self._receiving.claim(ours) if not self._receiving.overlap(ours) else nullcontext():
-                async with self._fetches:
-                    patience = None if deadline is None else max(0.0, deadline - trio.current_time())
-                    fetched = await self._fetch(request, ours, patience, encoding, budget, report)
-            results |= {result.object_id: result for result in fetched}
-        return [results[object_id] for object_id in request.object_ids]
+                with self._receiving.claim(ours):
+                    async with self._fetches:
+                        waiting.deadline = math.inf  # from here on, the fetch itself looks at the time
+                        patience = None if timeout is None else max(0.0, deadline - trio.current_time())
+                        fetched = await self._fetch(request, ours, patience, encoding, budget, report)
+                waiting.deadline = deadline
+                results |= {result.object_id: result for result in fetched}
+                done = set(ours)
+                left = [object_id for object_id in left if object_id not in done]
+        return list(results.values())
 
     async def _fetch(
         self,

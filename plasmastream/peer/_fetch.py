@@ -7,7 +7,7 @@ source what is sealed here. A round in which nothing moved is followed by a wait
 
 import math
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import anyio
@@ -69,13 +69,12 @@ class _Wanted:
     """Set when it is sealed here."""
     was_present: bool = False
     """Whether it was sealed here before we came."""
-    unchecked: Ranges = attrs.Factory(Ranges)
+    unchecked: Ranges | None = None
     """What is here, but may differ from what the source has open."""
-    damaged: Counter[int] = attrs.Factory(Counter)
+    damaged: dict[int, int] = attrs.Factory(dict)
     """How often a chunk arrived damaged, by its offset."""
     obstacle: tuple[int, str] = (Outcome.BROKEN_OFF, "")
     """What stood in the way last."""
-    lock: anyio.Lock = attrs.Factory(anyio.Lock)
 
 
 class Fetch:
@@ -283,7 +282,7 @@ class Fetch:
     async def _take_run(self, run: Sequence[tuple[_Wanted, memoryview, memoryview]]) -> None:
         news = []
         for wanted, data, metadata in run:
-            wanted.is_open = self._take
+            wanted.is_open = self._take and wanted.lease is not None
             if wanted.lease is None:
                 news.append((wanted, data, metadata))
             elif not _is_same(wanted.lease, data, metadata):
@@ -297,6 +296,7 @@ class Fetch:
                 self._hinder(wanted, outcome, reason)
                 continue
             wanted.lease, wanted.was_present = lease, outcome is Outcome.PRESENT
+            wanted.is_open = self._take
             self._progressed(1, len(data) + len(metadata))
             if not self._take:
                 self._succeed(wanted)
@@ -328,7 +328,7 @@ class Fetch:
         wanted.incoming = Incoming(wanted.object_id, described.data_size, described.metadata)
 
     def _note_damage(self, wanted: _Wanted, offset: int) -> None:
-        wanted.damaged[offset] += 1
+        wanted.damaged[offset] = wanted.damaged.get(offset, 0) + 1
         wanted.obstacle = Outcome.BROKEN_OFF, "it was damaged on its way"
         if wanted.damaged[offset] >= _ATTEMPTS:
             self._finish(wanted, Outcome.DAMAGED, f"it was damaged on its way from {self._lanes} {_ATTEMPTS} times")
@@ -336,10 +336,14 @@ class Fetch:
     # Check
 
     async def _check_all(self) -> None:
-        unchecked = [wanted for wanted in self._unfinished if wanted.is_open and wanted.unchecked]
-        if not unchecked:
+        ranges = [
+            (wanted, start, end)
+            for wanted in self._unfinished
+            if wanted.is_open and wanted.unchecked
+            for start, end in wanted.unchecked
+        ]
+        if not ranges:
             return
-        ranges = [(wanted, start, end) for wanted in unchecked for start, end in wanted.unchecked]
         async with self._lanes.channel(Lane.LARGE) as channel:
             await self._send_read(channel, ranges, checksums=True)
             while (event := await channel.answer()) is not None:
@@ -354,7 +358,8 @@ class Fetch:
                         _expect(event, Progress)
 
     def _compare(self, wanted: _Wanted, start: int, end: int, checksum: int) -> None:
-        wanted.unchecked.remove(start, end)
+        if wanted.unchecked is not None:
+            wanted.unchecked.remove(start, end)
         self._moved = True
         self._persistence.progressed()
         if wanted.lease is not None:
@@ -409,8 +414,7 @@ class Fetch:
                     match event:
                         case ChunkStarted():
                             wanted, start, end = _piece(channel, event, ranges)
-                            assert wanted.incoming is not None
-                            if not wanted.incoming.missing.covers(start, end):
+                            if wanted.incoming is None or not wanted.incoming.missing.covers(start, end):
                                 raise RemoteProtocolError(f"{channel.peer} sent the same bytes twice")
                             with wanted.incoming.place(start, end) as place:
                                 channel.connection.supply_buffer(place)
@@ -426,18 +430,16 @@ class Fetch:
 
     async def _begin(self, wanted: _Wanted) -> bool:
         """Make the object in the store, if that is not done; whether it can be written to."""
-        async with wanted.lock:
-            incoming = wanted.incoming
-            if wanted.result is not None or incoming is None or wanted.object_id in self._hindered:
-                return False
-            if not incoming.has_begun:
-                try:
-                    await incoming.begin(self._store, self._store_timeout)
-                except StoreError as error:
-                    size = incoming.data_size + len(incoming.metadata)
-                    await self._store_refused(wanted, outcome_of_failed_put(error, size, self._store), str(error))
-                    return False
-            return True
+        incoming = wanted.incoming
+        if wanted.result is not None or incoming is None or wanted.object_id in self._hindered:
+            return False
+        try:
+            await incoming.begin(self._store, self._store_timeout)
+        except StoreError as error:
+            size = incoming.data_size + len(incoming.metadata)
+            await self._store_refused(wanted, outcome_of_failed_put(error, size, self._store), str(error))
+            return False
+        return wanted.incoming is incoming
 
     async def _store_refused(self, wanted: _Wanted, outcome: Outcome, reason: str) -> None:
         if outcome is Outcome.BEING_WRITTEN:
@@ -453,7 +455,8 @@ class Fetch:
 
     async def _take_chunk(self, wanted: _Wanted, start: int, end: int, is_intact: bool) -> None:
         incoming = wanted.incoming
-        assert incoming is not None
+        if incoming is None or wanted.result is not None:
+            return
         if not is_intact:
             self._note_damage(wanted, start)
             return

@@ -91,6 +91,13 @@ class Holds:
                 hold.unused.cancel()
         return hold
 
+    def tidy(self, used: set[Hold]) -> None:
+        """Forget tokens of a connection that hold nothing: there may be any number of them."""
+        for hold in [hold for hold in used if hold.is_empty]:
+            used.discard(hold)
+            hold.users -= 1
+            self.forget_if_empty(hold)
+
     # Claims
 
     def is_claimed(self, object_id: ObjectID) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 
+import anyio
 from xxhash import xxh3_64_intdigest
 
 from plasmastream._errors import ObjectExistsError, StoreError, StoreFullError
@@ -76,6 +77,7 @@ class Incoming:
         """What has not been verified yet."""
         self._unsealed: UnsealedObject | None = None
         self._stack = AsyncExitStack()
+        self._beginning = anyio.Lock()
 
     @property
     def has_begun(self) -> bool:
@@ -98,15 +100,17 @@ class Incoming:
             return xxh3_64_intdigest(place) == checksum
 
     async def begin(self, store: ObjectStore, timeout: float) -> None:
-        """Make the object in the store; `timeout` is how long to wait for room, in seconds.
+        """Make the object in the store, if that is not done; `timeout` is how long to wait for room, in seconds.
 
         Raises:
             ObjectExistsError: there is one of this id, sealed or not.
             StoreError: it does not fit, or the store is gone.
         """
-        self._unsealed = await self._stack.enter_async_context(
-            store.create(self.object_id, self.data_size, self.metadata, timeout=timeout)
-        )
+        async with self._beginning:
+            if self._unsealed is None:
+                self._unsealed = await self._stack.enter_async_context(
+                    store.create(self.object_id, self.data_size, self.metadata, timeout=timeout)
+                )
 
     async def seal(self, store: ObjectStore) -> Lease:
         """Let others see it, and hold it. Nothing may be missing.

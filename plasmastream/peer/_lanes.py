@@ -134,7 +134,8 @@ class Lanes:
             transport.abort()
             if self._has_spoken_version_2 or not introduction.may_fall_back:
                 raise PeerError(f"{self} ended the connection before the greeting") from error
-            _log.info("%s does not know version 2 of the protocol; version 1 is spoken with it", self)
+            if anyio.current_time() >= self._version_1_until:  # else another connection has said so
+                _log.info("%s does not know version 2 of the protocol; version 1 is spoken with it", self)
             self._version_1_until = anyio.current_time() + _VERSION_1_FOR
             raise OldPeerError(f"{self} speaks version 1") from error
         except PeerStalledError as error:

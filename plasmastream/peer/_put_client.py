@@ -9,7 +9,7 @@ import anyio.lowlevel
 
 from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError, RemoteProtocolError
 from plasmastream.peer._channel import ClientChannel, refusal
-from plasmastream.peer._lanes import Lane, Lanes
+from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._results import RefusedError, Result, outcome_of
 from plasmastream.store._object_store import NewObject
@@ -86,6 +86,8 @@ class Upload:
                 try:
                     await self._put(left[:_AT_ONCE])
                     failure = None
+                except OldPeerError:
+                    raise
                 except (PeerError, ProtocolError) as error:
                     failure = error
                 if self._moved and failure is None:

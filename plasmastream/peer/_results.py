@@ -59,6 +59,8 @@ class RefusedError(PeerError):
 def outcome_of(error: PlasmastreamError) -> Outcome:
     """The outcome that an error stands for."""
     match error:
+        case RefusedError(outcome=Outcome.DAMAGED):  # a frame of ours, and so the connection
+            return Outcome.BROKEN_OFF
         case RefusedError():
             return Outcome.known(error.outcome) or Outcome.REFUSED
         case TransferError():

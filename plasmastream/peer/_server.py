@@ -194,8 +194,12 @@ class PeerServer:
                 await self._services.holds.leave(used)
 
     async def _serve(self, transport: Transport, peer: str, used: set[Hold]) -> None:
-        first = _Session(self, transport)
-        head_start = await first.run()
+        try:
+            head_start = await _Session(self, transport).run()
+        except v2.DamagedError as error:
+            # Silence would be taken for a server of version 1, and the objects would travel without checksums.
+            await Session(self._services, transport, b"", peer, used).say(error)
+            raise
         if head_start is None:
             return
         most = max(1, self._max_connections * 3 // 4)

@@ -103,16 +103,17 @@ class Session:
             # What was damaged on its way is asked for again on another connection. Only who has no answer yet needs a
             # word, lest it take us for version 1.
             if not isinstance(error, DamagedError) or not self._node:
-                await self._say(error)
+                await self.say(error)
             raise
         finally:
             channel.connection.close()
 
-    async def _say(self, error: ProtocolError) -> None:
+    async def say(self, error: ProtocolError) -> None:
         """Tell a client that broke the protocol, if it can be told, before the connection ends."""
+        outcome = Outcome.DAMAGED if isinstance(error, DamagedError) else Outcome.REFUSED
         with trio.move_on_after(self._services.patience.hello):
             try:
-                await self._channel.send(End(outcome_of(error), str(error)[:1000]))
+                await self._channel.send(End(outcome, str(error)[:1000]))
                 self._channel.transport.close()
             except (PeerError, LocalProtocolError):
                 return
@@ -167,6 +168,7 @@ class Session:
         except StoreError as error:
             _log.warning("%s: the store failed: %s", self._channel.peer, error)
             end = End(outcome_of(error), str(error)[:1000])
+        services.holds.tidy(self._used)
         await self._channel.send(end)
 
     def _hold(self, token: bytes) -> Hold:

@@ -31,6 +31,7 @@ from plasmastream._client import (
     check,
     check_ids,
     close_descriptors,
+    copy_and_digest,
     name_of,
     octets,
     wait_in_milliseconds,
@@ -159,8 +160,11 @@ class StoreClient:
         object_id = object_id or ObjectID.random()
         source = octets(data)
         async with self.create(object_id, len(source), metadata) as unsealed:
-            unsealed.data[:] = source
-            await unsealed.seal()
+            if len(source) <= _DIGEST_IN_THREAD:
+                digest = copy_and_digest(source, unsealed.data, metadata)
+            else:
+                digest = await anyio.to_thread.run_sync(copy_and_digest, source, unsealed.data, metadata)
+            await unsealed.seal(digest)
         return object_id
 
     async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:

@@ -88,6 +88,7 @@ _New: TypeAlias = tuple[ObjectID, bytes | bytearray | memoryview, bytes | bytear
 _SEGMENT = 1
 
 _MANY = 1000  # objects, from which on a request is a long one
+_FEW = 32  # objects, up to which a request that need not wait is answered at once
 _STEPS_PER_CHECKPOINT = 32
 _HANG_UP_POLL = 0.5
 
@@ -298,7 +299,17 @@ class _Session:
     def _mmap_size(self) -> int:
         return self._core.heap.segment.length + 8  # clients map 8 bytes less than is advertised (plasma-ipc 3.3)
 
-    async def _get(self, request: GetRequest) -> None:
+    def _get(self, request: GetRequest) -> Awaitable[None] | None:
+        core, client, ids = self._core, self._client, request.object_ids
+        if len(ids) > _FEW or len(client.held) + len(ids) > self._limits.held:
+            return self._get_in_turns(request)
+        found = core.get(client, ids)
+        if (request.timeout_ms or core.spill is not None) and None in found:
+            return self._get_in_turns(request)
+        self._send(self._get_reply(ids, [MISSING_SPEC if entry is None else self._spec(entry) for entry in found]))
+        return None if self._transport.flush_nowait() else self._flush()
+
+    async def _get_in_turns(self, request: GetRequest) -> None:
         core, client, ids = self._core, self._client, request.object_ids
         # What exists is not known yet, so every id counts.
         new = len(ids) if len(client.held) + len(ids) <= self._limits.held else len(set(ids).difference(client.held))
@@ -313,16 +324,18 @@ class _Session:
             (entry,) = core.get(client, (object_id,)) if not refused or object_id in client.held else (None,)
             return MISSING_SPEC if entry is None else self._spec(entry)
 
-        specs = tuple(await self._turns.each(get, ids))
+        specs = await self._turns.each(get, ids)
+        await self._send_long(self._get_reply(ids, specs), len(ids))
+        await self._flush()
+
+    def _get_reply(self, ids: tuple[ObjectID, ...], specs: Sequence[ObjectSpec]) -> GetReply:
         used = any(spec is not MISSING_SPEC for spec in specs)
-        reply = GetReply(
+        return GetReply(
             object_ids=ids,
-            specs=specs,
+            specs=tuple(specs),
             store_fds=(_SEGMENT,) if used else (),
             mmap_sizes=(self._mmap_size,) if used else (),
         )
-        await self._send_long(reply, len(ids))
-        await self._flush()
 
     async def _wait_for(self, ids: Sequence[ObjectID], timeout_ms: int) -> None:
         """Hold objects as they appear, until all are there, or time is up, or the client hangs up."""

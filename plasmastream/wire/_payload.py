@@ -35,8 +35,8 @@ class Payload:
         """Bytes that have not arrived."""
         return self.size - self.received
 
-    def supply(self, buffer: memoryview | bytearray, scratch: Scratch) -> None:
-        """Say where the bytes go; what has arrived of them in the scratch goes there now.
+    def supply(self, buffer: memoryview | bytearray, scratch: Scratch | None) -> None:
+        """Say where the bytes go; what has arrived of them in the scratch, if they come from there, goes there now.
 
         Raises:
             LocalProtocolError: the buffer is not writable, not in one piece, or not of their size.
@@ -48,6 +48,8 @@ class Payload:
             raise LocalProtocolError(f"a writable buffer of {self.size} bytes is needed, not a {found}")
         self.wants_buffer = False
         self.destination = destination
+        if scratch is None:
+            return
         self.absorb(scratch)
         # Decided once: the last part of a large payload goes direct too, though it may be small.
         self.direct = self.missing >= DIRECT_SIZE

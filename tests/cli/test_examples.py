@@ -68,4 +68,8 @@ def test_move_objects(here: Node, there: Node) -> None:
     assert result.stdout == "COPY of 2 objects: success\nTAKE of 1 object: success\n", result
     assert get_object(there.socket, ids[2]) == b"\x02"
     assert get_object(here.socket, ids[2]) is None
-    assert run_example("move_objects.py", there.address, here.address, *ids).returncode == 1
+    again = run_example("move_objects.py", there.address, here.address, *ids)
+    assert (again.returncode, again.stdout) == (0, result.stdout)  # what is there already is no failure
+    missing = run_example("move_objects.py", there.address, here.address, str(ObjectID.random()))
+    assert missing.returncode == 1
+    assert missing.stdout == "COPY of 1 object: an object was not found\n"

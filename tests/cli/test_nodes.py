@@ -117,7 +117,7 @@ def test_a_store_that_goes_away_is_reported_and_the_node_stays(socket_directory:
             store.process.kill()
             store.wait()
             for _ in range(2):
-                run("copy", running.address, object_id, "-s", there.socket).fails(1, "store failed")
+                run("copy", running.address, object_id, "-s", there.socket).fails(1, str(path))
             assert "the store failed" in running.process.err
             assert running.process.process.poll() is None
 
@@ -179,7 +179,7 @@ def test_the_old_server(here: Node, there: Node) -> None:
         object_id = put_object(here.socket)
         run("copy", address, object_id, "-s", there.socket).succeeds()
         started = time.monotonic()
-        run("copy", address, str(ObjectID.random()), "-s", there.socket).fails(1, "not found")
+        run("copy", address, str(ObjectID.random()), "-s", there.socket).fails(1, "not in the source's store")
         assert time.monotonic() - started > 0.2
         server.signal(signal.SIGTERM)
         assert server.wait() == 0

@@ -29,7 +29,10 @@ from plasmastream.wire.plasma import (
     encode_notification,
 )
 from plasmastream.wire.stream import ClientConnection, PeerRequest, ServerConnection, TransferKind
+from plasmastream.wire.stream.v2 import FrameType
+from plasmastream.wire.stream.v2._frames import CHUNK, HEAD, RUN, check_of
 from tests.wire.plasma.samples import CAPTURED, DIGEST, ONE_OF_EACH
+from tests.wire.stream.v2.helpers import conversation, said
 
 IDS: Final = [ObjectID.from_name(f"fuzz-{i}") for i in range(8)]
 """The objects that inputs talk about: few, so that inputs meet each other's."""
@@ -124,3 +127,32 @@ ANSWERS: Final = [
     answer((b"m" * 500, b""), (b"", b"z" * 70_000)),
 ]
 """What a server answers to a COPY, a TAKE or a SYNC."""
+
+CONVERSATION: Final = conversation()
+"""All that both ends of version 2 may say, once."""
+
+
+def _ways(by_client: bool) -> list[bytes]:
+    """What one end says, to its end; and each of its turns, at which spoiling may begin."""
+    whole = said(CONVERSATION, by_client)
+    return [whole, *(data for is_clients, data in CONVERSATION if is_clients is by_client)]
+
+
+ASKED_V2: Final = _ways(by_client=True)
+ANSWERED_V2: Final = _ways(by_client=False)
+
+
+def with_checks(data: bytes) -> bytes:
+    """The same frames, as far as there are any, with right checks."""
+    mended, at = bytearray(data), 0
+    while at + HEAD.size <= len(mended):
+        _, _, _, length, _, _ = HEAD.unpack_from(mended, at)
+        start, body = bytes(mended[at : at + 8]), bytes(mended[at + HEAD.size : at + HEAD.size + length])
+        mended[at + 8 : at + HEAD.size] = check_of(start).to_bytes(4, "little") + check_of(body).to_bytes(4, "little")
+        at += HEAD.size + length
+        # Behind the body of a chunk or a run there is a payload, whose length stands in it.
+        if start[0] == FrameType.CHUNK and len(body) == CHUNK.size:
+            at += CHUNK.unpack(body)[4]
+        elif start[0] == FrameType.RUN and len(body) == RUN.size:
+            at += RUN.unpack(body)[3]
+    return bytes(mended)

@@ -17,9 +17,11 @@ import attrs
 from plasmastream import RemoteProtocolError
 from plasmastream.wire import plasma, stream
 from plasmastream.wire.plasma import Message, encode
+from plasmastream.wire.stream import v2 as stream_v2
 from tests.fuzz import corpus
 from tests.fuzz.mutate import Mutator
 from tests.wire.plasma import samples
+from tests.wire.stream.v2 import helpers as v2_helpers
 
 HEAD: Final = 3
 """Bytes of an input before those that a parser is fed."""
@@ -254,14 +256,18 @@ def _peer_server(how: int, choice: int, data: bytes) -> None:
                     notes.append(event)
                     client.request_sync(peer_requests)
                     connection.answer_sync([0x41] * len(peer_requests))
+                case stream.Version2Offered():
+                    connection.take_rest()
+                    written.append(stream_v2.MAGIC)
                 case stream.ConnectionClosed():
                     notes.append(event)
 
+        written: list[bytes | memoryview] = []
         client = stream.ClientConnection()
         _read_peer(connection, data, how, act, notes)
-        written = b"".join(client.data_to_send())
-        if not data.startswith(written):
-            raise Fault(f"{notes} was read, and is written as {written.hex()}")
+        written += client.data_to_send()
+        if not data.startswith(b"".join(written)):
+            raise Fault(f"{notes} was read, and is written as {b''.join(written).hex()}")
         return notes
 
     _check_same(read, how)
@@ -303,11 +309,12 @@ def _peer_client(how: int, choice: int, data: bytes) -> None:
 def _read_peer(
     connection: PeerConnection, data: bytes, how: int, act: Callable[[object], None], notes: list[object]
 ) -> None:
-    def take() -> None:
+    def take() -> bool:
         while (event := connection.next_event()) is not stream.NEED_DATA:
             act(event)
             if isinstance(event, stream.ConnectionClosed):
-                return
+                return False
+        return True
 
     rest = memoryview(data)
     try:
@@ -323,13 +330,42 @@ def _read_peer(
                     connection.receive_data(rest[:nbytes])
                 size -= nbytes
                 rest = rest[nbytes:]
-                take()
+                if not take():
+                    return
         if how & _AT_END:
             connection.receive_eof()
             take()
     except RemoteProtocolError as error:
         _check_broken(connection, error)
         notes.append("broken")
+
+
+def _peer_v2(how: int, choice: int, data: bytes, to_client: bool) -> None:
+    """A frame is damaged by almost every change: so its checks are put right, as a hostile end does."""
+    data = corpus.with_checks(data) if choice & 1 else data
+
+    def read(how: int) -> list[object]:
+        reader = v2_helpers.listener(corpus.CONVERSATION, to_client, _PAYLOAD_LIMIT)
+        sizes = _sizes(data, how)
+        try:
+            reader.feed(data, sizes)
+            if how & _AT_END:
+                reader.connection.receive_eof()
+                reader.take()
+        except RemoteProtocolError as error:
+            _check_broken(reader.connection, error)
+            reader.notes.append("broken")
+        return reader.notes
+
+    _check_same(read, how)
+
+
+def _peer_v2_server(how: int, choice: int, data: bytes) -> None:
+    _peer_v2(how, choice, data, to_client=False)
+
+
+def _peer_v2_client(how: int, choice: int, data: bytes) -> None:
+    _peer_v2(how, choice, data, to_client=True)
 
 
 # What they have in common
@@ -390,5 +426,7 @@ TARGETS: Final = (
     Target("notifications", _notifications, corpus.NOTIFICATIONS),
     Target("peer server", _peer_server, corpus.REQUESTS),
     Target("peer client", _peer_client, corpus.ANSWERS),
+    Target("peer server, version 2", _peer_v2_server, corpus.ASKED_V2),
+    Target("peer client, version 2", _peer_v2_client, corpus.ANSWERED_V2),
 )
 SEEDS: Final = [target.seeds for target in TARGETS]

@@ -25,7 +25,14 @@ from plasmastream.wire.plasma import (
     SubscribeRequest,
     encode,
 )
-from plasmastream.wire.stream import NEED_DATA, ServerConnection, SyncRequested, TransferKind, TransferRequested
+from plasmastream.wire.stream import (
+    NEED_DATA,
+    ServerConnection,
+    SyncRequested,
+    TransferKind,
+    TransferRequested,
+    Version2Offered,
+)
 from tests.fuzz import corpus
 from tests.fuzz.live import (
     DESCRIPTORS,
@@ -304,6 +311,8 @@ class Peer(Server):
                         parser.answer_sync([0x41] * len(peer_requests))
                     case TransferRequested():
                         parser.refuse(0x71)
+                    case Version2Offered():
+                        return False
         except RemoteProtocolError:
             pass
         return True

@@ -181,7 +181,7 @@ def test_the_client_process_is_killed_and_the_transfer_goes_on(small_two: Two, n
             "to, source = int(sys.argv[1]), int(sys.argv[2])\n"
             "ids = tuple(map(ObjectID.from_hex, sys.argv[3:]))\n"
             "async def main():\n"
-            "    async with p.open_peer('127.0.0.1', to) as peer:\n"
+            "    async with p.open_peer('127.0.0.1', to, version=1) as peer:\n"
             "        await peer.sync([p.PeerRequest(p.TransferKind.TAKE, IPv4Address('127.0.0.1'), source, ids)])\n"
             "trio.run(main)\n"
         )
@@ -300,8 +300,9 @@ def test_take_by_a_client_that_reads_everything_and_breaks_the_connection(node: 
     assert states(source.socket_path) == {LARGE: True, SMALL[0]: True}
 
 
-def test_take_of_our_client_is_killed_after_the_last_byte(node: NodeFactory) -> None:
-    """`PeerClient.take` arms the reset before it asks: a process that dies before it has sealed never confirms."""
+@pytest.mark.parametrize("version", [1, 2])
+def test_take_of_our_client_is_killed_after_the_last_byte(version: int, node: NodeFactory) -> None:
+    """Of version 1, it arms the reset before it asks: a process that dies before it has sealed never confirms."""
     source = node(20 * MIB)
     put(source.socket_path, {LARGE: (b"x" * 5 * MIB, b"")})
     script = (
@@ -314,11 +315,12 @@ def test_take_of_our_client_is_killed_after_the_last_byte(node: NodeFactory) -> 
         "UnsealedObject.seal = die\n"
         "async def main():\n"
         "    with EmbeddedStore(10 << 20) as store:\n"
-        "        async with open_peer('127.0.0.1', int(sys.argv[1])) as peer:\n"
+        "        async with open_peer('127.0.0.1', int(sys.argv[1]), version=int(sys.argv[3])) as peer:\n"
         "            await peer.take([ObjectID.from_hex(sys.argv[2])], store)\n"
         "trio.run(main)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(source.port), LARGE.hex()], timeout=20)
+    command = [sys.executable, "-c", script, str(source.port), LARGE.hex(), str(version)]
+    done = subprocess.run(command, timeout=20)
     assert done.returncode == -9
     time.sleep(0.3)
     assert states(source.socket_path) == {LARGE: True}

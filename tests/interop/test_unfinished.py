@@ -1,4 +1,7 @@
-"""What a failed or cancelled transfer leaves in the store: nothing, so that it can be repeated."""
+"""What a failed or cancelled transfer of version 1 leaves in the store: nothing, so that it can be repeated.
+
+Of version 2, all that arrived whole.
+"""
 
 import signal
 import time
@@ -11,11 +14,12 @@ import anyio.to_thread
 import pytest
 
 from plasmastream import ObjectID, PeerError, StoreFullError, TransferError
-from plasmastream.peer import PeerClient, PeerTimeouts, open_peer
+from plasmastream.peer import IncompleteError, Outcome, PeerClient, PeerTimeouts
 from plasmastream.store import EmbeddedStore, ObjectStore, open_store
 from tests.apache import ApacheStore, StoreFactory
 from tests.interop.conftest import NodeFactory, OurStoreFactory
 from tests.interop.nodes import MIB, Node, RawPeer, Relay, StoreProcess, put, states, sync_bytes, wait_until
+from tests.peer.helpers import open_version_1, version_1
 
 LARGE, MIDDLE = ObjectID.from_name("large"), ObjectID.from_name("middle")
 SMALL = [ObjectID.from_name(f"small {number}") for number in range(10)]
@@ -112,7 +116,7 @@ def test_cancelled_in_the_middle(
 
             async def transfer(scope: anyio.CancelScope) -> None:
                 with scope:
-                    async with open_peer("127.0.0.1", relay.port) as peer:
+                    async with open_version_1("127.0.0.1", relay.port) as peer:
                         await getattr(peer, verb)(IDS, store)
                 ended.set()
 
@@ -127,7 +131,7 @@ def test_cancelled_in_the_middle(
             assert scope.cancelled_caught
             assert await names(store) == {BYSTANDER}
             relay.release()
-            async with open_peer("127.0.0.1", relay.port) as peer:
+            async with open_version_1("127.0.0.1", relay.port) as peer:
                 await getattr(peer, verb)(IDS, store)
             await check_all_arrived(store)
 
@@ -151,7 +155,7 @@ def test_the_peer_dies_in_the_middle(
                 relay.release()
 
             tasks.start_soon(kill)
-            async with open_peer("127.0.0.1", relay.port) as peer:
+            async with open_version_1("127.0.0.1", relay.port) as peer:
                 with pytest.raises(PeerError, match=LARGE.hex()):
                     await peer.copy(IDS, store)
             assert await names(store) == {BYSTANDER}
@@ -165,7 +169,7 @@ def test_the_peer_falls_silent_in_the_middle(
 ) -> None:
     async def scenario() -> None:
         async with open_destination() as store:
-            peer = PeerClient("127.0.0.1", relay.port, timeouts=PeerTimeouts(progress=0.3))
+            peer = version_1("127.0.0.1", relay.port, timeouts=PeerTimeouts(progress=0.3))
             with pytest.raises(PeerError, match=LARGE.hex()):
                 await peer.copy(IDS, store)
             assert await names(store) == {BYSTANDER}
@@ -183,7 +187,7 @@ def test_the_store_is_full_in_the_middle(
 ) -> None:
     async def scenario() -> None:
         async with open_destination() as store:
-            peer = PeerClient("127.0.0.1", source.port, timeouts=PeerTimeouts(store=0.1))
+            peer = version_1("127.0.0.1", source.port, timeouts=PeerTimeouts(store=0.1))
             filler = ObjectID.from_name("filler")
             async with store.create(filler, 15 * MIB):
                 with pytest.raises(StoreFullError):
@@ -196,6 +200,30 @@ def test_the_store_is_full_in_the_middle(
             with pytest.raises(TransferError):
                 await peer.copy([*IDS, filler], store)
             assert await names(store) == {BYSTANDER}
+            await peer.aclose()
+
+    run(scenario)
+
+
+def test_what_arrived_whole_by_version_2_stays(
+    source: Node, open_destination: OpenStore, run: Callable[[Callable[[], Any]], Any]
+) -> None:
+    async def scenario() -> None:
+        async with open_destination() as store:
+            peer = PeerClient("127.0.0.1", source.port, timeouts=PeerTimeouts(store=0.1, retry=0.5))
+            filler = ObjectID.from_name("filler")
+            async with store.create(filler, 15 * MIB):
+                with pytest.raises(IncompleteError) as caught:
+                    await peer.copy(IDS, store)
+                outcomes = {result.object_id: result.outcome for result in caught.value.results}
+                assert outcomes == {**dict.fromkeys(IDS, Outcome.DONE), LARGE: Outcome.NO_ROOM}
+                assert await names(store) == {BYSTANDER, filler, *IDS} - {LARGE}
+            with pytest.raises(IncompleteError, match=filler.hex()) as caught:
+                await peer.copy([*IDS, filler], store)
+            outcomes = {result.object_id: result.outcome for result in caught.value.results}
+            present = dict.fromkeys(IDS, Outcome.PRESENT)
+            assert outcomes == {**present, LARGE: Outcome.DONE, filler: Outcome.NOT_FOUND}
+            await check_all_arrived(store)
             await peer.aclose()
 
     run(scenario)

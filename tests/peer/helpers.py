@@ -8,7 +8,9 @@ from typing import Any
 import trio
 
 from plasmastream import ObjectID, PeerError
-from plasmastream.peer import Limits, PeerServer, PeerStalledError
+from plasmastream.peer import Limits, PeerServer, PeerStalledError, PeerTimeouts
+from plasmastream.peer._transport import connect
+from plasmastream.peer._version1 import Version1Client
 from plasmastream.store import EmbeddedStore
 from plasmastream.wire.stream import ServerConnection
 from tests.store.helpers import put
@@ -148,3 +150,21 @@ def assert_nothing_claimed(server: PeerServer) -> None:
     assert server._dispatcher._receiving.is_empty
     assert not len(server._services.holds)
     assert server._services.admission.is_empty
+
+
+def version_1(
+    host: str, port: int, *, timeouts: PeerTimeouts | None = None, limits: Limits | None = None
+) -> Version1Client:
+    """A client that knows nothing of version 2."""
+    return Version1Client(host, port, timeouts=timeouts or PeerTimeouts(), connect=connect, limits=limits)
+
+
+@asynccontextmanager
+async def open_version_1(host: str, port: int) -> AsyncIterator[Version1Client]:
+    """The same, connected, and closed when the block is left."""
+    client = version_1(host, port)
+    try:
+        await client.connect()
+        yield client
+    finally:
+        await client.aclose()

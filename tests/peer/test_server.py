@@ -1,4 +1,7 @@
-"""`PeerServer` and `PeerClient` together, over real TCP: what is moved, what is kept, and what a failure leaves."""
+"""`PeerServer` and version 1, over real TCP: what is moved, what is kept, and what a failure leaves.
+
+What is said of both versions is tested with both.
+"""
 
 import gc
 import ipaddress
@@ -26,7 +29,6 @@ from plasmastream import (
 )
 from plasmastream.peer import (
     Limits,
-    PeerClient,
     PeerRequest,
     PeerServer,
     PeerStalledError,
@@ -34,11 +36,11 @@ from plasmastream.peer import (
     ServerTimeouts,
     Status,
     TransferKind,
-    open_peer,
 )
 from plasmastream.peer import _server as server_module
 from plasmastream.peer._dispatcher import Claims, _status_of
 from plasmastream.peer._transport import TcpTransport
+from plasmastream.peer._version1 import Version1Client
 from plasmastream.store import EmbeddedStore
 from plasmastream.store._table import Client
 from plasmastream.wire.plasma import ErrorCode
@@ -51,7 +53,9 @@ from tests.peer.helpers import (
     contents,
     fill,
     objects_of,
+    open_version_1,
     serving,
+    version_1,
 )
 from tests.store.helpers import assert_untouched, name, open_descriptors
 
@@ -112,7 +116,7 @@ async def test_copy_take_and_sync_follow_each_other(here: EmbeddedStore, there: 
     fill(there, {**first, **second})
     with EmbeddedStore(CAPACITY) as elsewhere:
         fill(elsewhere, third)
-        async with serving(there) as server, serving(elsewhere) as other, open_peer(*server.address) as client:
+        async with serving(there) as server, serving(elsewhere) as other, open_version_1(*server.address) as client:
             await client.copy(list(first), here)
             assert contents(here) == first
             await client.take(list(second), here)
@@ -122,7 +126,7 @@ async def test_copy_take_and_sync_follow_each_other(here: EmbeddedStore, there: 
             await wait_all_tasks_blocked()
             assert contents(there) == {**first, **third}
             assert contents(elsewhere) == third
-            assert repr(client) == f"<PeerClient of 127.0.0.1:{server.address[1]}>"
+            assert repr(client) == f"<Version1Client of 127.0.0.1:{server.address[1]}>"
             for store in (here, there, elsewhere):
                 assert_untouched(store)
             assert_nothing_claimed(server)
@@ -153,7 +157,7 @@ async def test_several_clients_at_once(here: EmbeddedStore, there: EmbeddedStore
         fill(there, group)
     async with serving(there) as server, trio.open_nursery() as nursery:
         for number, group in enumerate(groups):
-            client = PeerClient(*server.address)
+            client = version_1(*server.address)
             nursery.start_soon(client.take if number % 2 else client.copy, list(group), here)
     everything = {object_id: content for group in groups for object_id, content in group.items()}
     assert contents(here) == everything
@@ -165,7 +169,7 @@ async def test_a_list_of_more_than_65536_is_split(here: EmbeddedStore, there: Em
     fill(there, objects)
     async with serving(there, limits=limits) as server:
         reports: list[tuple[int, int]] = []
-        client = PeerClient(*server.address, limits=limits)
+        client = version_1(*server.address, limits=limits)
         await client.take(list(objects), here, on_progress=lambda *report: reports.append(report))
         await wait_all_tasks_blocked()
         assert contents(here) == objects
@@ -174,14 +178,14 @@ async def test_a_list_of_more_than_65536_is_split(here: EmbeddedStore, there: Em
 
 
 async def test_an_empty_list_is_nothing(here: EmbeddedStore) -> None:
-    await PeerClient("127.0.0.1", 1).copy([], here)
+    await version_1("127.0.0.1", 1).copy([], here)
 
 
 async def test_objects_may_come_a_little_later(here: EmbeddedStore, there: EmbeddedStore) -> None:
     objects = objects_of([(5, 5)])
     timeouts = ServerTimeouts(objects=5)
     async with serving(there, timeouts=timeouts) as server, trio.open_nursery() as nursery:
-        nursery.start_soon(PeerClient(*server.address).copy, list(objects), here)
+        nursery.start_soon(version_1(*server.address).copy, list(objects), here)
         await wait_all_tasks_blocked()
         fill(there, objects)
     assert contents(here) == objects
@@ -204,7 +208,7 @@ def test_a_client_on_any_loop(loop: str) -> None:
             started.set()
 
     async def fetch(address: tuple[str, int], here: EmbeddedStore) -> None:
-        async with open_peer(*address) as client:
+        async with open_version_1(*address) as client:
             await client.copy(list(objects), here)
             with pytest.raises(TransferError):
                 await client.take([name("missing")], here)
@@ -238,7 +242,7 @@ async def test_one_missing_object_refuses_all(kind: TransferKind, here: Embedded
     objects = objects_of(MIXED)
     fill(there, objects)
     async with serving(there) as server:
-        client = PeerClient(*server.address)
+        client = version_1(*server.address)
         fetch = client.take if kind is TransferKind.TAKE else client.copy
         with pytest.raises(TransferError) as caught:
             await fetch([*objects, name("missing")], here)
@@ -258,7 +262,7 @@ async def test_what_the_protocol_cannot_carry_is_refused(here: EmbeddedStore, th
     async with serving(there, limits=Limits(max_data_size=9)) as server:
         for object_id, status in ((large, Status.METADATA_TOO_LARGE), (small, Status.DATA_TOO_LARGE)):
             for kind in TransferKind:
-                client = PeerClient(*server.address)
+                client = version_1(*server.address)
                 with pytest.raises(TransferError) as caught:
                     await (client.take if kind is TransferKind.TAKE else client.copy)([object_id], here)
                 assert caught.value.status == status
@@ -274,7 +278,7 @@ async def test_a_store_that_fails_is_told(here: EmbeddedStore, there: EmbeddedSt
     there.get = fail  # type: ignore[method-assign, assignment]
     async with serving(there) as server:
         for kind in TransferKind:
-            client = PeerClient(*server.address)
+            client = version_1(*server.address)
             with pytest.raises(TransferError) as caught:
                 await (client.take if kind is TransferKind.TAKE else client.copy)([name("x")], here)
             assert caught.value.status == Status.STORE_ERROR
@@ -288,7 +292,7 @@ async def test_what_is_being_taken_is_not_given_to_others(here: EmbeddedStore, t
         with plain(server) as taker:
             taker.send(request(TransferKind.TAKE, list(objects)))
             await receive(taker, len(answer_with(objects)))
-            client = PeerClient(*server.address)
+            client = version_1(*server.address)
             for fetch in (client.copy, client.take):
                 with pytest.raises(TransferError) as caught:
                     await fetch(some, here)
@@ -310,7 +314,7 @@ async def test_a_deletion_that_fails_is_logged(
 
     there.delete = fail  # type: ignore[method-assign, assignment]
     async with serving(there) as server:
-        await PeerClient(*server.address).take(list(objects), here)
+        await version_1(*server.address).take(list(objects), here)
         await wait_all_tasks_blocked()
     assert "took 1 objects, which could not be deleted: it fell over" in caplog.text
 
@@ -319,7 +323,7 @@ async def test_a_deletion_that_fails_is_logged(
 async def test_a_request_that_breaks_the_protocol_ends_the_connection(
     data: bytes, there: EmbeddedStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(there) as server, open_peer(*server.address) as other:
+    async with serving(there) as server, open_version_1(*server.address) as other:
         with plain(server) as sock:
             sock.send(data)
             with pytest.raises(ConnectionResetError):
@@ -364,7 +368,7 @@ async def test_a_client_that_is_closed_while_it_takes_breaks_the_connection(
     blocker = Client("blocker")
     here.core.create(blocker, name("blocker"), CAPACITY, 0)
     async with serving(there) as server, trio.open_nursery() as nursery:
-        client = PeerClient(*server.address)
+        client = version_1(*server.address)
         nursery.start_soon(client.take, list(objects), here)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
@@ -445,7 +449,7 @@ async def test_a_failure_at_any_call_loses_nothing_and_leaves_nothing(
                     "cancel": lambda transport, scope=scope: scope.cancel(),  # type: ignore[misc]
                 }[failure]
                 interference.calls, interference.at = 0, at
-                client = PeerClient(*server.address)
+                client = version_1(*server.address)
                 done = False
                 # The client stands beside the server's nursery, so that a cancel of the one is none of the other.
                 with trio.CancelScope(shield=True), scope if side == "client" else trio.CancelScope():
@@ -490,7 +494,7 @@ async def test_a_sync_fetches_from_several_peers_each_with_its_own_outcome(there
         fill(b, taken)
         fill(there, present)
         async with serving(there) as server, serving(a) as first, serving(b) as second:
-            async with open_peer(*server.address) as client:
+            async with open_version_1(*server.address) as client:
                 statuses = await client.sync(
                     [
                         peer_request(first, list(good)),
@@ -516,12 +520,12 @@ async def test_a_sync_fetches_from_several_peers_each_with_its_own_outcome(there
 
 async def test_what_is_being_received_is_not_asked_for_again(there: EmbeddedStore) -> None:
     with serving_nothing() as (listener, port):
-        async with serving(there) as server, open_peer(*server.address) as first:
+        async with serving(there) as server, open_version_1(*server.address) as first:
             wanted = PeerRequest(TransferKind.COPY, LOCALHOST, port, (name("a"), name("b")))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(first.sync, [wanted])
                 await wait_all_tasks_blocked()
-                async with open_peer(*server.address) as client:
+                async with open_version_1(*server.address) as client:
                     again = PeerRequest(TransferKind.COPY, LOCALHOST, port, (name("b"),))
                     assert await client.sync([again]) == (Status.ALREADY_RECEIVING,)
                     assert await client.sync([again]) == (Status.ALREADY_RECEIVING,)
@@ -542,7 +546,7 @@ class serving_nothing:
 
 async def test_a_peer_that_answers_success_without_objects_has_failed(there: EmbeddedStore) -> None:
     with serving_nothing() as (listener, port):
-        async with serving(there) as server, open_peer(*server.address) as client, trio.open_nursery() as nursery:
+        async with serving(there) as server, open_version_1(*server.address) as client, trio.open_nursery() as nursery:
 
             async def lie() -> None:
                 listener.setblocking(False)
@@ -601,7 +605,7 @@ async def test_a_request_that_trickles_is_given_up(there: EmbeddedStore, autojum
 async def test_a_silent_peer_is_given_up(there: EmbeddedStore, autojump_clock: MockClock) -> None:
     timeouts = ServerTimeouts(fetching=PeerTimeouts(progress=20))
     with serving_nothing() as (_, port):
-        async with serving(there, timeouts=timeouts) as server, open_peer(*server.address) as client:
+        async with serving(there, timeouts=timeouts) as server, open_version_1(*server.address) as client:
             start = trio.current_time()
             assert await client.sync([PeerRequest(TransferKind.COPY, LOCALHOST, port, (name("a"),))]) == (0x90,)
             assert trio.current_time() - start == pytest.approx(20)
@@ -615,8 +619,8 @@ async def test_a_peer_request_that_crashes_has_a_status(
     async def crash(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(PeerClient, "copy", crash)
-    async with serving(there) as server, open_peer(*server.address) as client:
+    monkeypatch.setattr(Version1Client, "copy", crash)
+    async with serving(there) as server, open_version_1(*server.address) as client:
         wanted = [PeerRequest(TransferKind.COPY, LOCALHOST, 1, (name("a"),))]
         assert await client.sync(wanted) == (Status.PEER_REQUEST_CRASHED,)
         assert_nothing_claimed(server)
@@ -658,7 +662,7 @@ def test_claims_are_given_back_by_who_made_them() -> None:
 async def test_a_server_does_not_fetch_from_itself(host: str, there: EmbeddedStore) -> None:
     async with serving(there, host=host) as server:
         port = server.address[1]
-        client = PeerClient("127.0.0.1", port)
+        client = version_1("127.0.0.1", port)
         own = ["127.0.0.1"] if host == "127.0.0.1" else ["127.0.0.1", "0.0.0.0", "127.0.0.2"]
         for address in own:
             wanted = PeerRequest(TransferKind.COPY, ipaddress.ip_address(address), port, (name("a"),))
@@ -671,7 +675,7 @@ async def test_a_server_does_not_fetch_from_itself(host: str, there: EmbeddedSto
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::ffff:127.0.0.1"])
 async def test_a_server_knows_itself_by_its_other_addresses(address: str, there: EmbeddedStore) -> None:
-    async with serving(there) as server, open_peer(*server.address) as client:
+    async with serving(there) as server, open_version_1(*server.address) as client:
         wanted = PeerRequest(TransferKind.COPY, ipaddress.ip_address(address), server.address[1], (name("a"),))
         with pytest.raises(PeerError):
             await client.sync([wanted])
@@ -685,8 +689,8 @@ async def test_ipv6_from_end_to_end(there: EmbeddedStore, here: EmbeddedStore) -
     fill(there, objects)
     async with serving(there, host="::1") as server, serving(here, host="::1") as ours:
         assert server.address[0] == "::1"
-        async with open_peer("::1", ours.address[1]) as client:
-            assert repr(client) == f"<PeerClient of [::1]:{ours.address[1]}>"
+        async with open_version_1("::1", ours.address[1]) as client:
+            assert repr(client) == f"<Version1Client of [::1]:{ours.address[1]}>"
             assert await client.sync([peer_request(server, list(objects))]) == (Status.SUCCESS,)
             with pytest.raises(PeerError):
                 await client.sync([peer_request(ours, [name("x")])])
@@ -696,7 +700,7 @@ async def test_ipv6_from_end_to_end(there: EmbeddedStore, here: EmbeddedStore) -
 async def test_the_unspecified_ipv6_address_is_reached_by_ipv4_too(there: EmbeddedStore) -> None:
     async with serving(there, host="::") as server:
         for host in ("127.0.0.1", "::1"):
-            async with open_peer(host, server.address[1]):
+            async with open_version_1(host, server.address[1]):
                 await wait_all_tasks_blocked()
 
 
@@ -789,7 +793,7 @@ async def test_a_shutdown_lets_a_running_transfer_end(
         await nursery.start(server.serve)
         blocker = Client("blocker")
         here.core.create(blocker, name("blocker"), CAPACITY, 0)
-        client = PeerClient(*server.address)
+        client = version_1(*server.address)
         nursery.start_soon(client.take if kind is TransferKind.TAKE else client.copy, list(objects), here)
         await wait_all_tasks_blocked()
         server.shut_down(100)
@@ -837,7 +841,7 @@ async def test_a_bug_in_a_handler_ends_its_connection_only(
 ) -> None:
     objects = objects_of([(5, 0)])
     fill(there, objects)
-    async with serving(there) as server, open_peer(*server.address) as other:
+    async with serving(there) as server, open_version_1(*server.address) as other:
         await wait_all_tasks_blocked()
         with monkeypatch.context() as patch:
 
@@ -846,7 +850,7 @@ async def test_a_bug_in_a_handler_ends_its_connection_only(
 
             patch.setattr(server_module, "send_objects", crash)
             with pytest.raises(PeerError):
-                await PeerClient(*server.address).take(list(objects), here)
+                await version_1(*server.address).take(list(objects), here)
             await wait_all_tasks_blocked()
         assert "ZeroDivisionError" in caplog.text
         assert_untouched(there)
@@ -873,7 +877,7 @@ async def test_an_address_that_is_not_ours_cannot_be_listened_at(there: Embedded
 async def test_a_client_connects_anew_after_an_error(here: EmbeddedStore, there: EmbeddedStore) -> None:
     objects = objects_of([(5, 0)])
     fill(there, objects)
-    async with serving(there) as server, open_peer(*server.address) as client:
+    async with serving(there) as server, open_version_1(*server.address) as client:
         with pytest.raises(TransferError):
             await client.copy([name("missing")], here)
         await client.copy(list(objects), here)
@@ -883,7 +887,7 @@ async def test_a_client_connects_anew_after_an_error(here: EmbeddedStore, there:
 
 
 async def test_a_request_that_cannot_be_sent_is_the_callers_mistake(here: EmbeddedStore, there: EmbeddedStore) -> None:
-    async with serving(there) as server, open_peer(*server.address) as client:
+    async with serving(there) as server, open_version_1(*server.address) as client:
         with pytest.raises(LocalProtocolError):
             await client.copy([name("a"), name("a")], here)
         with pytest.raises(LocalProtocolError):
@@ -894,7 +898,7 @@ async def test_nobody_there(here: EmbeddedStore) -> None:
     with serving_nothing() as (sock, port):
         sock.close()
         with pytest.raises(PeerError, match="refused"):
-            async with open_peer("127.0.0.1", port):
+            async with open_version_1("127.0.0.1", port):
                 pytest.fail("opened")
 
 
@@ -905,7 +909,7 @@ async def test_a_server_that_hangs_up_on_a_sync(there: EmbeddedStore) -> None:
             async def sync() -> None:
                 wanted = [PeerRequest(TransferKind.COPY, LOCALHOST, 1, (name("x"),))]
                 with pytest.raises(PeerError):
-                    await PeerClient("127.0.0.1", port).sync(wanted)
+                    await version_1("127.0.0.1", port).sync(wanted)
 
             nursery.start_soon(sync)
             await wait_all_tasks_blocked()
@@ -920,7 +924,7 @@ async def test_a_sync_answer_may_come_in_pieces() -> None:
             got: list[tuple[int, ...]] = []
 
             async def sync() -> None:
-                client = PeerClient("127.0.0.1", port)
+                client = version_1("127.0.0.1", port)
                 wanted = [PeerRequest(TransferKind.COPY, LOCALHOST, 1, (name(number),)) for number in range(2)]
                 got.append(await client.sync(wanted))
                 await client.aclose()

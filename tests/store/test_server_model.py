@@ -553,6 +553,8 @@ class ServerMachine(RuleBasedStateMachine):
                 self.store.do(caller.close)
             for subscriber in self.subscribers:
                 subscriber.sock.close()
+            # An end behind much that was read ahead is looked for now and then.
+            self.store.jump(self.store.now + 1)
             assert not self.core._pending
             assert not self.core._listeners
             assert not self.core.table.quotas

@@ -324,7 +324,9 @@ async def test_a_connection_can_be_cut_at_once(reset: bool) -> None:
 # The peer room over it
 
 
-def joined(server: PeerServer, nursery: trio.Nursery, *faults: list[CallFault]) -> PeerClient:
+def joined(
+    server: PeerServer, nursery: trio.Nursery, *faults: list[CallFault], version: int | None = None
+) -> PeerClient:
     """A client whose every connection goes to the server without a network."""
 
     async def connect(host: str, port: int, *, timeout: float) -> Transport:
@@ -333,23 +335,25 @@ def joined(server: PeerServer, nursery: trio.Nursery, *faults: list[CallFault]) 
         nursery.start_soon(server.serve_connection, theirs)
         return ours
 
-    return PeerClient("nowhere", connect=connect)
+    return PeerClient("nowhere", connect=connect, version=version)
 
 
-async def test_peers_work_over_it() -> None:
+@pytest.mark.parametrize("version", [1, 2, None])
+async def test_peers_work_over_it(version: int | None, autojump_clock: MockClock) -> None:
     objects = objects_of(MIXED)
     with EmbeddedStore(CAPACITY) as here, EmbeddedStore(CAPACITY) as there:
         fill(there, objects)
         async with trio.open_nursery() as nursery:
-            client = joined(PeerServer(there), nursery)
+            client = joined(PeerServer(there), nursery, version=version)
             await client.take(list(objects), here)
+            await client.aclose()
         assert contents(here) == objects
         assert contents(there) == {}
 
 
 @pytest.mark.parametrize("failure", ["cut", "reset", "fail", "cancel"])
 @pytest.mark.parametrize("side", [0, 1])
-async def test_a_failure_at_any_call_leaves_nothing(side: int, failure: str) -> None:
+async def test_a_failure_at_any_call_of_version_1_leaves_nothing(side: int, failure: str) -> None:
     objects = objects_of([(10, 0), (0, 0), (500, 3), (5000, 2000)])
     with EmbeddedStore(CAPACITY) as here, EmbeddedStore(CAPACITY) as there:
         fill(there, objects)
@@ -365,7 +369,7 @@ async def test_a_failure_at_any_call_leaves_nothing(side: int, failure: str) -> 
             faults[side].append(fault)
             arrived = False
             async with trio.open_nursery() as nursery:
-                client = joined(PeerServer(there), nursery, *faults)
+                client = joined(PeerServer(there), nursery, *faults, version=1)
                 with scope:
                     try:
                         await client.copy(list(objects), here)

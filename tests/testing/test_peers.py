@@ -1,4 +1,7 @@
-"""Our own client and server with a fault between them: a clear error, and nothing left behind in either store."""
+"""Client and server of version 1 with a fault between them: a clear error, and nothing left behind in either store.
+
+And version 2 where version 1 is helpless.
+"""
 
 import random
 from collections.abc import AsyncIterator, Callable
@@ -10,6 +13,7 @@ from trio.testing import MockClock
 
 from plasmastream import PeerError, PlasmastreamError, TransferError
 from plasmastream.peer import PeerClient, PeerStalledError, PeerTimeouts, ServerTimeouts
+from plasmastream.peer._version1 import Version1Client
 from plasmastream.store import EmbeddedStore
 from plasmastream.testing import (
     Cut,
@@ -24,7 +28,7 @@ from plasmastream.testing import (
     Trickle,
     open_fault_proxy,
 )
-from tests.peer.helpers import CAPACITY, assert_nothing_claimed, contents, fill, objects_of, serving
+from tests.peer.helpers import CAPACITY, assert_nothing_claimed, contents, fill, objects_of, serving, version_1
 from tests.store.helpers import assert_untouched
 
 OBJECTS = objects_of([(10, 0), (0, 0), (500, 3), (70_000, 200), (0, 300), (150_000, 10), (1, 1)])
@@ -67,9 +71,9 @@ class Pair:
     def __init__(self, here: EmbeddedStore, there: EmbeddedStore, proxy: FaultProxy) -> None:
         self.here, self.there, self.proxy = here, there, proxy
 
-    def client(self, progress: float = 30) -> PeerClient:
-        """A client that connects through the proxy."""
-        return PeerClient(*self.proxy.address, timeouts=PeerTimeouts(progress=progress))
+    def client(self, progress: float = 30) -> Version1Client:
+        """A client of version 1 that connects through the proxy."""
+        return version_1(*self.proxy.address, timeouts=PeerTimeouts(progress=progress))
 
     async def assert_nothing_happened(self) -> None:
         """All is where it was, and nobody holds any of it, as soon as the server has noticed."""
@@ -91,6 +95,7 @@ async def proxied(scripts: Scripts, progress: float = 30) -> AsyncIterator[Pair]
             open_fault_proxy(*server.address, scripts) as proxy,
         ):
             yield Pair(here, there, proxy)
+            await eventually(lambda: not len(server._services.holds))
             assert_nothing_claimed(server)
 
 
@@ -175,12 +180,23 @@ async def test_flips_in_headers_are_errors_or_wrong_bytes(at: int, count: int, c
 
 
 async def test_flips_in_data_arrive_unnoticed() -> None:
-    """Version 1 has no checksums; this says so, and is to change with a version that has."""
+    """Version 1 has no checksums; this says so."""
     async with proxied(Script(to_client=[Flip(ANSWER_SIZE - 1, 0)])) as pair:
         await pair.client().copy(IDS, pair.here)
         last = IDS[-1]
         (data, metadata), found = OBJECTS[last], contents(pair.here)
         assert found == {**OBJECTS, last: (bytes([data[0] ^ 1]), metadata)}
+
+
+@pytest.mark.parametrize("at", [100, 1000, 50_000, 70_500, 150_000, 220_000])
+async def test_flips_in_data_are_noticed_by_version_2(at: int) -> None:
+    scripts = [Script(to_client=[Flip(at, 3)])] * 2
+    async with proxied(lambda number: scripts[number] if number < 2 else Script()) as pair:
+        client = PeerClient(*pair.proxy.address)
+        await client.copy(IDS, pair.here)
+        await client.aclose()
+        assert contents(pair.here) == OBJECTS
+        assert any(connection.triggered for connection in pair.proxy.connections)
 
 
 async def test_noise_never_leaves_anything_behind(clock: MockClock) -> None:

@@ -6,7 +6,7 @@ Messages are plain values; `encode` and `decode` turn them into frames and back.
 
 from plasmastream.wire.plasma._codec import decode, decode_body, encode, encode_body
 from plasmastream.wire.plasma._connection import DEFAULT_MAX_BODY_SIZE, ClientConnection, ServerConnection
-from plasmastream.wire.plasma._digest import DIGEST_SIZE, EMPTY_DIGEST, NO_DIGEST, object_digest
+from plasmastream.wire.plasma._digest import DIGEST_SIZE, EMPTY_DIGEST, NO_DIGEST, LargeDigest, object_digest
 from plasmastream.wire.plasma._events import (
     CONNECTION_CLOSED,
     NEED_DATA,
@@ -119,6 +119,7 @@ __all__ = [
     "GetRequest",
     "InspectReply",
     "InspectRequest",
+    "LargeDigest",
     "ListReply",
     "ListRequest",
     "Message",

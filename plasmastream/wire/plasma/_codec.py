@@ -1,12 +1,15 @@
 """Messages to bytes and back: the tables of all messages, and whose fault it is when one does not fit."""
 
 import struct
+from contextlib import suppress
 from typing import Final, TypeVar
 
 from plasmastream._errors import LocalProtocolError, RemoteProtocolError
+from plasmastream._object_id import ObjectID
 from plasmastream.wire._flat import Body, Pieces, Table
 from plasmastream.wire.plasma import _messages as m
 from plasmastream.wire.plasma._frames import pack_header
+from plasmastream.wire.plasma._templates import Template, make_templates
 
 M = TypeVar("M", bound=m.Message)
 
@@ -63,6 +66,12 @@ def encode(message: m.Message) -> bytes:
     Raises:
         LocalProtocolError: a field has a value that cannot be sent, or fields contradict each other.
     """
+    template = _TEMPLATES.get(message.type)
+    if template is not None:
+        values = template.take(message)
+        if values is not None and type(values[0]) is ObjectID:  # whose length is right
+            with suppress(struct.error):
+                return template.save(values)
     pieces, size = _encode(message)
     return b"".join((pack_header(message.type, size), *pieces))
 
@@ -89,6 +98,11 @@ def decode(message_type: int, body: Body) -> m.Message:
         if message_type not in _BARE:
             raise RemoteProtocolError(f"there is no message of type {message_type}")
         return _BARE[message_type]
+    template = _TEMPLATES.get(message_type)
+    if template is not None and len(body) == template.size:
+        known = template.load(body)
+        if known is not None:
+            return known
     try:
         message = table.load(body, 0, *_ROOT.unpack_from(body))
         fault = message.fault()
@@ -128,3 +142,6 @@ def _encode(message: m.Message) -> tuple[Pieces, int]:
         except (struct.error, LocalProtocolError) as error:
             fault = str(error)
     raise LocalProtocolError(f"a {message.type.name} cannot be sent: {fault}")
+
+
+_TEMPLATES: Final[dict[int, Template]] = {template.type: template for template in make_templates(encode_body)}

@@ -28,7 +28,7 @@ from plasmastream.wire.plasma._events import (
     Signal,
     Subscription,
 )
-from plasmastream.wire.plasma._frames import HEADER_SIZE, MAX_BODY_SIZE, unpack_header
+from plasmastream.wire.plasma._frames import HEADER, HEADER_SIZE, MAX_BODY_SIZE, check_header
 from plasmastream.wire.plasma._rules import EXTENSION_OF, REPLY_TO, check_reply, segments_of
 
 DEFAULT_MAX_BODY_SIZE: Final = 64 << 20
@@ -44,6 +44,7 @@ _FRAMES_OF_MANY = {
     m.MessageType.CREATE_AND_SEAL_BATCH_REQUEST,
     m.MessageType.REFRESH_LRU_REQUEST,
 }
+_REQUESTS: dict[int, m.MessageType] = {int(known): known for known in REPLY_TO}
 _DESCRIPTOR_BYTE = b"\x14"  # what the original happens to send; nobody looks at it
 
 
@@ -107,9 +108,12 @@ class _Connection(ABC, Generic[D]):
         A piece with a descriptor is one byte long and must go out with a `sendmsg` of its own. The descriptor
         still belongs to whoever gave it to `send`.
         """
+        outgoing, self._outgoing = self._outgoing, []
+        if len(outgoing) < 2:
+            return outgoing
         pieces: list[Outgoing[D]] = []
         plain: list[bytes] = []
-        for piece in self._outgoing:
+        for piece in outgoing:
             if piece.descriptor is None and len(piece.data) <= _MERGE_SIZE:
                 plain.append(piece.data)
                 continue
@@ -119,7 +123,6 @@ class _Connection(ABC, Generic[D]):
             pieces.append(piece)
         if plain:
             pieces.append(Outgoing(b"".join(plain)))
-        self._outgoing = []
         return pieces
 
     def take_unclaimed_descriptors(self) -> list[D]:
@@ -133,10 +136,11 @@ class _Connection(ABC, Generic[D]):
         """Refuse a frame by its header, before room is made for its body."""
 
     def _arrived(self, nbytes: int, descriptors: Sequence[D]) -> None:
-        last = self._received + nbytes - 1
-        self._descriptors.extend([(last, descriptor) for descriptor in descriptors])
-        if len(self._descriptors) > _MAX_WAITING_DESCRIPTORS and self._error is None:
-            self._error = RemoteProtocolError("too many descriptors came before events were taken")
+        if descriptors:
+            last = self._received + nbytes - 1
+            self._descriptors.extend([(last, descriptor) for descriptor in descriptors])
+            if len(self._descriptors) > _MAX_WAITING_DESCRIPTORS and self._error is None:
+                self._error = RemoteProtocolError("too many descriptors came before events were taken")
         if self._eof:
             raise LocalProtocolError("data after the end")
         self._received += nbytes
@@ -186,9 +190,10 @@ class _Connection(ABC, Generic[D]):
             elif len(scratch) < HEADER_SIZE:
                 self._refuse_descriptors(self._parsed + HEADER_SIZE)
             else:
-                number, size = unpack_header(scratch.peek(HEADER_SIZE), self._max_body_size)
+                number, size = check_header(scratch.unpack(HEADER), self._max_body_size)
                 message_type = self._check_type(number)
-                self._refuse_descriptors(self._parsed + HEADER_SIZE + size)
+                if self._descriptors:
+                    self._refuse_descriptors(self._parsed + HEADER_SIZE + size)
                 if HEADER_SIZE + size <= len(scratch):
                     self._parsed += HEADER_SIZE + size
                     scratch.consume(HEADER_SIZE)
@@ -295,21 +300,20 @@ class ServerConnection(_Connection[D]):
         if isinstance(message, m.CreateReply) and segments_of(message) and message.store_fd is None:
             raise LocalProtocolError("a successful reply must name the object's segment")
         frame = encode(message)
-        new = list(dict.fromkeys(fd for fd, _ in segments_of(message) if fd not in self._transferred))
+        new = dict.fromkeys([fd for fd, _ in segments_of(message) if fd not in self._transferred])
         try:
             follow = [Outgoing(_DESCRIPTOR_BYTE, (descriptors or {})[store_fd]) for store_fd in new]
         except KeyError as error:
             raise LocalProtocolError(f"no descriptor given for segment {error}, new to this client") from None
         self._unanswered.popleft()
         self._transferred.update(new)
-        self._outgoing += (Outgoing(frame), *follow)
+        self._outgoing.append(Outgoing(frame))
+        self._outgoing += follow
 
     def _check_type(self, message_type: int) -> m.MessageType:
-        try:
-            known = m.MessageType(message_type)
-            REPLY_TO[known]
-        except (ValueError, KeyError):
-            raise RemoteProtocolError(f"{message_type} is not the type of a request") from None
+        known = _REQUESTS.get(message_type)
+        if known is None:
+            raise RemoteProtocolError(f"{message_type} is not the type of a request")
         return known
 
     def _next_event(self) -> m.Message | Subscription[D] | Signal:

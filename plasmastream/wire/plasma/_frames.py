@@ -18,7 +18,7 @@ HEADER_SIZE: Final = 24
 MAX_BODY_SIZE: Final = 2**31 - 1
 """Largest body that flatbuffer offsets can span, in bytes."""
 
-_HEADER = struct.Struct("<qqq")
+HEADER: Final = struct.Struct("<qqq")
 
 
 def pack_header(message_type: int, body_size: int) -> bytes:
@@ -29,7 +29,7 @@ def pack_header(message_type: int, body_size: int) -> bytes:
     """
     if not 0 <= body_size <= MAX_BODY_SIZE:
         raise LocalProtocolError(f"a body of {body_size} bytes cannot be sent, at most {MAX_BODY_SIZE}")
-    return _HEADER.pack(VERSION, message_type, body_size)
+    return HEADER.pack(VERSION, message_type, body_size)
 
 
 def unpack_header(header: bytes | bytearray | memoryview, max_body_size: int = MAX_BODY_SIZE) -> tuple[int, int]:
@@ -38,7 +38,12 @@ def unpack_header(header: bytes | bytearray | memoryview, max_body_size: int = M
     Raises:
         RemoteProtocolError: another version, or a size that is negative or above `max_body_size`.
     """
-    version, message_type, body_size = _HEADER.unpack(header)
+    return check_header(HEADER.unpack(header), max_body_size)
+
+
+def check_header(fields: tuple[int, ...], max_body_size: int) -> tuple[int, int]:
+    """As `unpack_header`, for a header that is unpacked already."""
+    version, message_type, body_size = fields
     if version != VERSION:
         raise RemoteProtocolError(f"protocol version {version} in a frame header, only {VERSION} is known")
     if not 0 <= body_size <= max_body_size:

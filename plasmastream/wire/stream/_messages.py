@@ -6,6 +6,7 @@ from typing import Final
 
 import attrs
 
+from plasmastream._errors import RemoteProtocolError
 from plasmastream._object_id import ObjectID
 
 REQUEST_SYNC: Final = 1
@@ -13,6 +14,10 @@ REQUEST_SYNC: Final = 1
 """
 MAGIC_OF_VERSION_2: Final = b"PLSTRM2\n"
 """What a connection of version 2 begins with. No request of version 1 begins with its first byte."""
+
+
+class DamagedError(RemoteProtocolError):
+    """A frame of version 2, or what comes before the first, was damaged. Nobody can know where the next one begins."""
 
 
 class TransferKind(IntEnum):

@@ -28,7 +28,13 @@ from plasmastream.wire.stream._frames import (
     unwrap_count,
 )
 from plasmastream.wire.stream._limits import Limits, check_distinct, check_port
-from plasmastream.wire.stream._messages import MAGIC_OF_VERSION_2, REQUEST_SYNC, PeerRequest, TransferKind
+from plasmastream.wire.stream._messages import (
+    MAGIC_OF_VERSION_2,
+    REQUEST_SYNC,
+    DamagedError,
+    PeerRequest,
+    TransferKind,
+)
 
 
 def parse_request(scratch: Scratch, limits: Limits) -> Generator[Signal, None, TransferRequested | SyncRequested]:
@@ -47,21 +53,24 @@ def parse_request(scratch: Scratch, limits: Limits) -> Generator[Signal, None, T
 
 
 def offers_version_2(scratch: Scratch) -> bool:
-    """Whether the first byte, which is there, begins a connection of version 2."""
-    return scratch.peek(1)[0] == MAGIC_OF_VERSION_2[0]
+    """Whether the first byte, which is there, begins a connection of version 2, or did before one bit was flipped.
+
+    None of these bytes begins a request.
+    """
+    return (scratch.peek(1)[0] ^ MAGIC_OF_VERSION_2[0]).bit_count() <= 1
 
 
 def parse_magic(scratch: Scratch) -> Generator[Signal, None, Version2Offered]:
     """Parse the beginning of a connection of version 2.
 
     Raises:
-        RemoteProtocolError: it is another one, as soon as that shows.
+        DamagedError: it is another one, as soon as that shows.
     """
     size = len(MAGIC_OF_VERSION_2)
     while True:
         arrived = min(size, len(scratch))
         if scratch.peek(arrived) != MAGIC_OF_VERSION_2[:arrived]:
-            raise RemoteProtocolError("a connection begins like one of version 2, and goes on otherwise")
+            raise DamagedError("a connection begins like one of version 2, and not quite")
         if arrived == size:
             scratch.consume(size)
             return Version2Offered()

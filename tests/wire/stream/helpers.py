@@ -17,6 +17,7 @@ from plasmastream.wire.stream import (
     Signal,
     SyncRequested,
     TransferRequested,
+    Version2Offered,
 )
 
 Connection = ClientConnection | ServerConnection
@@ -53,8 +54,8 @@ def feed_place(connection: Connection, data: memoryview, wish: int) -> int:
 class Reader:
     """Takes events, does what the signals ask, and notes all of it: events, and the data of payloads as bytes.
 
-    A server's requests are answered with a refusal, so that it reads on. Payloads of a client are put into memory
-    of their own, or dropped when `keep` says so.
+    A server's requests are answered with a refusal, so that it reads on; an offer of version 2 ends what it reads.
+    Payloads of a client are put into memory of their own, or dropped when `keep` says so.
     """
 
     def __init__(self, connection: Connection, keep: Callable[[PayloadStarted], bool] = lambda _: True) -> None:
@@ -98,6 +99,8 @@ class Reader:
                     connection.refuse(0x71)
                 case SyncRequested(peer_requests):
                     connection.answer_sync([0x41] * len(peer_requests))
+                case Version2Offered():
+                    connection.take_rest()
             return
         assert self._started is not None
         if self.keep(self._started):
@@ -110,7 +113,7 @@ class Reader:
         """Feed all of `data`, in reads of the wished sizes (the rest in one wish), and take events between them."""
         rest = memoryview(data)
         for wish in chain(wishes, repeat(len(data))):
-            if not rest:
+            if not rest or ConnectionClosed() in self.notes:
                 return
             rest = rest[feeder(self.connection, rest, wish) :]
             self.take()

@@ -5,12 +5,14 @@ from hypothesis import strategies as st
 
 from plasmastream._errors import RemoteProtocolError
 from plasmastream.wire.stream import ClientConnection, ConnectionClosed, Limits, ServerConnection, TransferKind
+from plasmastream.wire.stream._messages import MAGIC_OF_VERSION_2
 from tests.wire.stream.helpers import Connection, Reader, feed_copy, feed_place, object_id
 
 # Small pieces that are likely to mean something, so that the garbage gets past the first byte.
 FRAGMENTS = st.sampled_from(
     [
         b"\x00",
+        MAGIC_OF_VERSION_2,
         b"\x01\x01\x00",
         b"\x02\x01\x00",
         b"\x03\x02\x00",

@@ -29,7 +29,9 @@ from plasmastream.wire.stream import (
     SyncRequested,
     TransferKind,
     TransferRequested,
+    Version2Offered,
 )
+from plasmastream.wire.stream._messages import MAGIC_OF_VERSION_2
 from plasmastream.wire.stream._state import NEXT, Owed
 from tests.wire.stream.helpers import object_id, sent
 
@@ -80,6 +82,9 @@ SERVER_STATES: dict[str, Callable[[], ServerConnection]] = {
     ),
     "sync asked": lambda: server(SYNC_A),
     "answered": lambda: server(COPY_AB, lambda c: c.refuse(0x71)),
+    "inside the offer of version 2": lambda: server(MAGIC_OF_VERSION_2[:5]),
+    "version 2 offered": lambda: server(MAGIC_OF_VERSION_2),
+    "rest taken": lambda: server(MAGIC_OF_VERSION_2, ServerConnection.take_rest),
     "failed": failed_server,
     "closed": closed_server,
 }
@@ -90,6 +95,7 @@ SERVER_CALLS: dict[str, Callable[[ServerConnection], object]] = {
     "send_object": lambda c: c.send_object(b"m", b"d"),
     "send_header": lambda c: c.send_header(b"m", 7),
     "answer_sync": lambda c: c.answer_sync([0x41]),
+    "take_rest": lambda c: c.take_rest(),
 }
 
 SERVER_ALLOWS = {
@@ -103,6 +109,7 @@ SERVER_ALLOWS = {
         "send_header": bytes.fromhex("00 0000 000000000000 0100 070000000000 6d"),
     },
     "sync asked": {"answer_sync": b"\x41"},
+    "version 2 offered": {"take_rest": b""},
 }
 
 SERVER_EVENTS: dict[str, Event | Signal | type[RemoteProtocolError]] = {
@@ -115,6 +122,9 @@ SERVER_EVENTS: dict[str, Event | Signal | type[RemoteProtocolError]] = {
     "payload due at the end": NEED_DATA,
     "sync asked": PAUSED,
     "answered": NEED_DATA,
+    "inside the offer of version 2": NEED_DATA,
+    "version 2 offered": PAUSED,
+    "rest taken": ConnectionClosed(),
     "failed": RemoteProtocolError,
     "closed": ConnectionClosed(),
 }
@@ -122,6 +132,7 @@ SERVER_EVENTS: dict[str, Event | Signal | type[RemoteProtocolError]] = {
 SERVER_ENDS: dict[str, Event | Signal | type[RemoteProtocolError]] = SERVER_EVENTS | {
     "idle": ConnectionClosed(),
     "inside a request": RemoteProtocolError,
+    "inside the offer of version 2": RemoteProtocolError,
     "payload due at the end": ConnectionClosed(),
     "answered": ConnectionClosed(),
 }
@@ -173,10 +184,13 @@ def test_server_end(state: str) -> None:
 @pytest.mark.parametrize("state", SERVER_STATES)
 def test_server_reads_on_in_every_state(state: str) -> None:
     connection = SERVER_STATES[state]()
-    if state != "closed":
-        connection.receive_data(COPY_AB[10:] if state == "inside a request" else COPY_AB)
+    begun = {"inside a request": COPY_AB[10:], "inside the offer of version 2": MAGIC_OF_VERSION_2[5:]}
+    if state not in ("closed", "rest taken"):
+        connection.receive_data(begun.get(state, COPY_AB))
     expected = SERVER_EVENTS[state]
-    if expected is NEED_DATA:
+    if state == "inside the offer of version 2":
+        expected = Version2Offered()
+    elif expected is NEED_DATA:
         expected = TransferRequested(TransferKind.COPY, (A, B))
     assert outcome(connection) == expected
 
@@ -220,7 +234,7 @@ def test_the_table_is_closed() -> None:
     assert set(NEXT) == set(Owed)
     assert {after for row in NEXT.values() for after in row.values()} == set(Owed)
     listed = {call for row in NEXT.values() for call in row}
-    assert listed == {*SERVER_CALLS, "transfer requested", "sync requested", "last object"}
+    assert listed == {*SERVER_CALLS, "transfer requested", "sync requested", "version 2 offered", "last object"}
 
 
 # --- the client ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ messages themselves, and a few more for the bytes of objects.
 """
 
 from plasmastream.wire.stream._events import NEED_BUFFER, NEED_DATA, ConnectionClosed, Event, Signal
+from plasmastream.wire.stream._messages import DamagedError
 from plasmastream.wire.stream.v2._connection import AnyEvent, ClientConnection, Piece, ServerConnection
 from plasmastream.wire.stream.v2._encodings import Encoding, encoding_of, known_encodings
 from plasmastream.wire.stream.v2._events import (
@@ -15,7 +16,7 @@ from plasmastream.wire.stream.v2._events import (
     RunArrived,
     RunDamaged,
 )
-from plasmastream.wire.stream.v2._frames import MAGIC, DamagedError, FrameType
+from plasmastream.wire.stream.v2._frames import MAGIC, FrameType
 from plasmastream.wire.stream.v2._limits import Limits, Patience
 from plasmastream.wire.stream.v2._liveness import Lateness
 from plasmastream.wire.stream.v2._messages import (

@@ -12,14 +12,17 @@ and `LocalProtocolError`, after which it is as it was before the call.
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
+from struct import Struct
+from struct import error as struct_error
 from typing import Any, TypeAlias
 
 from xxhash import xxh3_64_intdigest
 
-from plasmastream._errors import LocalProtocolError, RemoteProtocolError
+from plasmastream._errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from plasmastream.wire._payload import DIRECT_SIZE, Payload
 from plasmastream.wire._scratch import Scratch
 from plasmastream.wire.stream._events import NEED_BUFFER, NEED_DATA, ConnectionClosed, Event, Signal
+from plasmastream.wire.stream._messages import DamagedError
 from plasmastream.wire.stream.v2._encodings import Encoding, decode, encode
 from plasmastream.wire.stream.v2._events import (
     ChunkEnded,
@@ -36,12 +39,12 @@ from plasmastream.wire.stream.v2._frames import (
     OBJECT,
     RUN,
     RUN_ENTRY,
-    DamagedError,
     FrameType,
     Head,
     check_of,
     pack_frame,
     unpack_head,
+    unpack_run,
 )
 from plasmastream.wire.stream.v2._limits import (
     MAX_HELLO_SIZE,
@@ -69,7 +72,6 @@ Piece: TypeAlias = bytes | memoryview
 AnyEvent: TypeAlias = Event | Message
 
 _HEAD_OF_CHUNK = HEAD.size + CHUNK.size
-_MORE_THAN_A_RUN = RUN_ENTRY.size * 65_536  # what a table of empty objects adds to it
 
 
 class _Connection(ABC):
@@ -98,7 +100,8 @@ class _Connection(ABC):
         self._tag = 0
         self._scratch = Scratch(SCRATCH_SIZE)
         self._outgoing: list[Piece] = []
-        self._payload: Payload | None = None
+        self._payload: Payload | None = None  # what is being read
+        self._chunk: Payload | None = None  # the same, unless that is encoded: then what it is decoded into
         self._in_frame = False
         self._expects_chunks = False
         self._eof = False
@@ -116,7 +119,7 @@ class _Connection(ABC):
         if self._payload is not None and self._payload.direct:
             return self._payload.rest()
         tail = self._scratch.tail()
-        if self._expects_chunks and len(self._scratch) < _HEAD_OF_CHUNK:
+        if self._expects_chunks and not self._in_frame and len(self._scratch) < _HEAD_OF_CHUNK:
             # The head of the next chunk alone, so that what follows it can be read to its place directly.
             return tail[: _HEAD_OF_CHUNK - len(self._scratch)]
         return tail
@@ -161,6 +164,7 @@ class _Connection(ABC):
             # Not the exception itself: its traceback would keep frames alive, and with them the caller's memory.
             self._failure = type(error), str(error)
             self._let_go()
+            self._parser.close()
             raise
         return event
 
@@ -170,14 +174,14 @@ class _Connection(ABC):
         Raises:
             LocalProtocolError: no chunk waits for a buffer, or this one does not fit it.
         """
-        if self._payload is None or not self._payload.wants_buffer:
+        if self._chunk is None or not self._chunk.wants_buffer:
             raise LocalProtocolError("no chunk waits for a buffer")
-        self._payload.supply(buffer, self._scratch)
+        self._chunk.supply(buffer, self._scratch if self._chunk is self._payload else None)
 
     def discard_chunk(self) -> None:
         """Have the chunk, or the rest of it, read and dropped, if there is one; `ChunkEnded` follows all the same."""
-        if self._payload is not None:
-            self._payload.discard()
+        if self._chunk is not None:
+            self._chunk.discard()
 
     def close(self) -> None:
         """Let go of everything; the connection is of no use afterwards."""
@@ -221,6 +225,7 @@ class _Connection(ABC):
             LocalProtocolError: it is out of place, or larger than allowed.
         """
         self._check_sending(message.type)
+        self._check_message(message, LocalProtocolError)
         body = encode_message(message)
         if len(body) > self._most_bytes_of(message.type):
             raise LocalProtocolError(f"a {message.type.name} of {len(body)} bytes is larger than allowed")
@@ -230,39 +235,55 @@ class _Connection(ABC):
         self._changed_by(message.type)
 
     def send_object(self, index: int, data_size: int, metadata: Piece, handle: int = 0) -> None:
-        """Queue the description of an object."""
+        """Queue the description of an object.
+
+        Raises:
+            LocalProtocolError: it is out of place, or the object larger than allowed.
+        """
         self._check_sending(FrameType.OBJECT)
-        body = b"".join((OBJECT.pack(index, len(metadata), data_size, handle), metadata))
+        self._check_sizes(data_size, len(metadata), LocalProtocolError)
+        body = b"".join((_pack(OBJECT, index, len(metadata), data_size, handle), metadata))
         self._outgoing.append(pack_frame(FrameType.OBJECT, self._tag, body))
 
     def send_chunk(self, index: int, offset: int, content: memoryview, encoding: Encoding = Encoding.NONE) -> None:
-        """Queue a piece of an object, which may not change before it has left."""
+        """Queue a piece of an object, which may not change before it has left.
+
+        Raises:
+            LocalProtocolError: it is out of place, empty, or larger than both sides allow.
+        """
         self._check_sending(FrameType.CHUNK)
         if not 0 < len(content) <= self.chunk_size:
             raise LocalProtocolError(f"a chunk has 1 to {self.chunk_size} bytes, not {len(content)}")
         checksum = xxh3_64_intdigest(content)
-        encoded = b"" if encoding is Encoding.ABSENT else encode(encoding, content)
-        if encoded is None:
-            encoding, encoded = Encoding.NONE, content
-        body = CHUNK.pack(index, encoding, offset, len(content), len(encoded), checksum)
+        encoded: Piece = b""
+        if encoding is not Encoding.ABSENT:
+            encoding, encoded = self._encode(encoding, content)
+        body = _pack(CHUNK, index, encoding, offset, len(content), len(encoded), checksum)
         self._outgoing.append(pack_frame(FrameType.CHUNK, self._tag, body))
         if len(encoded):
             self._outgoing.append(encoded)
 
     def send_run(self, objects: Sequence[tuple[int, Piece, Piece]], encoding: Encoding = Encoding.NONE) -> None:
-        """Queue small objects: index, data, metadata of each. All is copied."""
+        """Queue small objects: index, data, metadata of each. All is copied.
+
+        Raises:
+            LocalProtocolError: it is out of place, or there are no objects, too many, or too large ones.
+        """
         self._check_sending(FrameType.RUN)
-        parts: list[Piece] = [RUN_ENTRY.pack(index, len(data), len(meta)) for index, data, meta in objects]
+        parts: list[Piece] = [_pack(RUN_ENTRY, index, len(data), len(meta)) for index, data, meta in objects]
         for _, data, metadata in objects:
             parts += (metadata, data)
         content = b"".join(parts)
-        if len(content) > MAX_RUN_SIZE + _MORE_THAN_A_RUN:
-            raise LocalProtocolError(f"a run of {len(content)} bytes is larger than allowed")
-        encoded = encode(encoding, content)
-        if encoded is None:
-            encoding, encoded = Encoding.NONE, content
+        self._check_run(len(objects), len(content), LocalProtocolError)
+        encoding, encoded = self._encode(encoding, content)
         body = RUN.pack(len(objects), encoding, len(content), len(encoded), xxh3_64_intdigest(content))
         self._outgoing += (pack_frame(FrameType.RUN, self._tag, body), encoded)
+
+    def _encode(self, encoding: Encoding, content: Piece) -> tuple[Encoding, Piece]:
+        """Encode a payload, unless that would not help, or the other side did not name the encoding."""
+        features = self.peer.features if self.peer is not None else ()
+        encoded = encode(encoding, content) if encoding.name.lower() in features else None
+        return (Encoding.NONE, content) if encoded is None else (encoding, encoded)
 
     # What differs between the ends
 
@@ -311,6 +332,7 @@ class _Connection(ABC):
             while len(self._scratch) < HEAD.size:
                 yield NEED_DATA
             self._in_frame = True
+            self._liveness.begin_frame(self._liveness.last_progress)
             head = unpack_head(self._scratch.take(HEAD.size))
             wanted = self._accept(head)
             body = yield from self._read_body(head)
@@ -325,10 +347,12 @@ class _Connection(ABC):
                 case _:
                     self._in_frame = False
                     message = decode_message(head.type, body)
-                    self._check_message(message)
+                    self._check_message(message, RemoteProtocolError)
                     if isinstance(message, Hello):
+                        _check(self.peer is None, "a second HELLO came, with %d features", len(message.features))
                         self._met(message)
                     self._changed_by(head.type)
+                    self._liveness.expect(self._due(), self._liveness.last_progress)
                     if wanted:
                         yield message
 
@@ -354,22 +378,23 @@ class _Connection(ABC):
             self._in_frame = False
             yield ChunkSummed(index, offset, length, checksum)
             return
-        # One event: a generator that waits for its buffer would not notice a second one.
-        payload = self._payload = Payload(length, wants_buffer=True)
+        chunk = self._chunk = Payload(length, wants_buffer=True)
+        if encoding is Encoding.NONE:
+            self._payload = chunk
         self._expects_chunks = length >= DIRECT_SIZE
         yield ChunkStarted(index, offset, length)
-        while payload.wants_buffer:
+        while chunk.wants_buffer:
             yield NEED_BUFFER
         is_intact = False
         if encoding is Encoding.NONE:
-            yield from self._fill(payload)
-            if payload.destination is not None:
-                is_intact = xxh3_64_intdigest(payload.destination) == checksum
+            yield from self._fill(chunk)
+            if chunk.destination is not None:
+                is_intact = xxh3_64_intdigest(chunk.destination) == checksum
         else:
             content = yield from self._read_encoded(encoding, wire_length, length)
-            if content is not None and payload.destination is not None:
+            if content is not None and chunk.destination is not None:
                 is_intact = xxh3_64_intdigest(content) == checksum
-                payload.destination[:] = content
+                chunk.destination[:] = content
         self._let_go()
         self._in_frame = False
         yield ChunkEnded(index, offset, length, is_intact)
@@ -379,13 +404,15 @@ class _Connection(ABC):
             raise RemoteProtocolError(f"a RUN has a body of {len(body)} bytes")
         count, number, length, wire_length, checksum = RUN.unpack(body)
         encoding = _encoding(number)
-        self._check_payload(length, wire_length, MAX_RUN_SIZE + _MORE_THAN_A_RUN, encoding)
+        self._check_run(count, length, RemoteProtocolError)
+        _check(encoding is not Encoding.ABSENT, "a run of %d objects is absent", count)
+        self._check_payload(length, wire_length, length, encoding)
         content = yield from self._read_encoded(encoding, wire_length, length)
         self._in_frame = False
         if content is None or xxh3_64_intdigest(content) != checksum:
             yield RunDamaged()
             return
-        yield RunArrived(_entries(content, count))
+        yield RunArrived(unpack_run(content, count))
 
     def _read_encoded(
         self, encoding: Encoding, wire_length: int, length: int
@@ -394,7 +421,8 @@ class _Connection(ABC):
         encoded = bytearray(wire_length)
         payload.supply(encoded, self._scratch)
         yield from self._fill(payload)
-        self._let_go()
+        payload.let_go()
+        self._payload = None
         return encoded if encoding is Encoding.NONE else decode(encoding, encoded, length)
 
     def _fill(self, payload: Payload) -> Generator[Signal, None, None]:
@@ -405,9 +433,10 @@ class _Connection(ABC):
             yield NEED_DATA
 
     def _let_go(self) -> None:
-        if self._payload is not None:
-            self._payload.let_go()
-            self._payload = None
+        for payload in (self._payload, self._chunk):
+            if payload is not None:
+                payload.let_go()
+        self._payload = self._chunk = None
 
     def _described(self, body: bytearray) -> ObjectDescribed:
         if len(body) < OBJECT.size:
@@ -415,8 +444,7 @@ class _Connection(ABC):
         index, metadata_size, data_size, handle = OBJECT.unpack_from(body)
         if metadata_size != len(body) - OBJECT.size:
             raise RemoteProtocolError(f"an OBJECT of {len(body)} bytes says that its metadata has {metadata_size}")
-        if metadata_size > self.limits.max_metadata_size or data_size > self.limits.max_data_size:
-            raise RemoteProtocolError(f"an object of {data_size} and {metadata_size} bytes is larger than allowed")
+        self._check_sizes(data_size, metadata_size, RemoteProtocolError)
         return ObjectDescribed(index, data_size, handle, bytes(body[OBJECT.size :]))
 
     # Checks
@@ -425,30 +453,40 @@ class _Connection(ABC):
         if frame_type not in self.may_send[self.state]:
             raise LocalProtocolError(f"a {frame_type.name} is out of place in the state {self.state.name}")
 
-    def _check_message(self, message: Any) -> None:
+    def _check_message(self, message: Any, error: type[ProtocolError]) -> None:
         limits = self.limits
         match message:
             case Open(object_ids=ids) | Stat(object_ids=ids) | Put(object_ids=ids) | Drop(object_ids=ids):
-                _check(1 <= len(ids) <= limits.max_objects, "a request names %d objects", len(ids))
+                _check(1 <= len(ids) <= limits.max_objects, "a request names %d objects", len(ids), error)
                 if isinstance(message, Put):
-                    _check(len(ids) == len(message.sizes), "a PUT has sizes of %d objects", len(message.sizes))
+                    _check(len(ids) == len(message.sizes), "a PUT has sizes of %d objects", len(message.sizes), error)
                     for sizes in message.sizes:
-                        fits = sizes.data <= limits.max_data_size and sizes.metadata <= limits.max_metadata_size
-                        _check(fits, "a PUT has an object of %d bytes", sizes.data + sizes.metadata)
+                        self._check_sizes(sizes.data, sizes.metadata, error)
             case Sync(requests=requests):
-                _check(1 <= len(requests) <= limits.max_peer_requests, "a SYNC has %d peer requests", len(requests))
+                count = len(requests)
+                _check(1 <= count <= limits.max_peer_requests, "a SYNC has %d peer requests", count, error)
                 for request in requests:
                     count = len(request.object_ids)
-                    _check(1 <= count <= limits.max_objects, "a peer request names %d objects", count)
-                    _check(request.port > 0, "a peer request names port %d", request.port)
+                    _check(1 <= count <= limits.max_objects, "a peer request names %d objects", count, error)
+                    _check(request.port > 0, "a peer request names port %d", request.port, error)
                 count = sum(len(request.object_ids) for request in requests)
-                _check(count <= limits.max_sync_objects, "a SYNC names %d objects", count)
+                _check(count <= limits.max_sync_objects, "a SYNC names %d objects", count, error)
                 named = {object_id for request in requests for object_id in request.object_ids}
-                _check(len(named) == count, "a SYNC names %d objects, and some of them twice", count)
+                _check(len(named) == count, "a SYNC names %d objects, and some of them twice", count, error)
             case Hello():
-                _check(message.max_chunk > 0, "a HELLO allows chunks of %d bytes", message.max_chunk)
+                _check(message.max_chunk > 0, "a HELLO allows chunks of %d bytes", message.max_chunk, error)
             case _:
                 pass
+
+    def _check_sizes(self, data_size: int, metadata_size: int, error: type[ProtocolError]) -> None:
+        limits = self.limits
+        if metadata_size > limits.max_metadata_size or data_size > limits.max_data_size:
+            raise error(f"an object of {data_size} and {metadata_size} bytes is larger than allowed")
+
+    def _check_run(self, count: int, length: int, error: type[ProtocolError]) -> None:
+        _check(1 <= count <= self.limits.max_objects, "a run has %d objects", count, error)
+        most = MAX_RUN_SIZE + RUN_ENTRY.size * count
+        _check(length <= most, "a run of %d bytes is larger than allowed", length, error)
 
     def _check_payload(self, length: int, wire_length: int, most: int, encoding: Encoding) -> None:
         _check(1 <= length <= most, "a payload of %d bytes is not allowed", length)
@@ -468,8 +506,8 @@ class ClientConnection(_Connection):
 
     def greet(self) -> None:
         """Queue the beginning of the connection."""
-        self._outgoing.append(MAGIC)
         self.send(self.hello)
+        self._outgoing.insert(0, MAGIC)
 
     def _met(self, hello: Hello) -> None:
         super()._met(hello)
@@ -514,6 +552,7 @@ class ServerConnection(_Connection):
         with self._scratch.tail() as tail:
             tail[: len(head_start)] = head_start
         self._scratch.advance(len(head_start))
+        self._liveness.begin_frame(now)
 
     def greet(self) -> None:
         """Queue the answer to the client's `Hello`."""
@@ -523,7 +562,7 @@ class ServerConnection(_Connection):
     def _due(self) -> Lateness | None:
         match self.state:
             case FrameType.HELLO:
-                return Lateness.HELLO
+                return Lateness.HELLO if self.peer is None else None
             case FrameType.END:
                 return Lateness.IDLE
             case FrameType.PUT:
@@ -535,18 +574,24 @@ class ServerConnection(_Connection):
         super()._accept(head)
         if head.type in REQUESTS:
             self._tag = head.tag
-        # A CANCEL that came too late means a request that is over.
-        return head.type is not FrameType.CANCEL or (self.state is not IDLE and head.tag == self._tag)
+        elif head.type is FrameType.CANCEL:
+            # One that came too late means a request that is over.
+            return self.state is not IDLE and head.tag == self._tag
+        elif head.tag != self._tag:
+            raise RemoteProtocolError(f"a frame {head.type.name} has the tag {head.tag} instead of {self._tag}")
+        return True
 
-    def _changed_by(self, frame_type: FrameType) -> None:
-        super()._changed_by(frame_type)
-        if frame_type in REQUESTS:
-            self._liveness.expect(self._due(), self._liveness.last_progress)
 
-
-def _check(holds: bool, fault: str, number: int) -> None:
+def _check(holds: bool, fault: str, number: int, error: type[ProtocolError] = RemoteProtocolError) -> None:
     if not holds:
-        raise RemoteProtocolError(fault % number)
+        raise error(fault % number)
+
+
+def _pack(layout: Struct, *values: int) -> bytes:
+    try:
+        return layout.pack(*values)
+    except struct_error as error:
+        raise LocalProtocolError(f"{values} cannot be sent: {error}") from None
 
 
 def _encoding(number: int) -> Encoding:
@@ -554,22 +599,3 @@ def _encoding(number: int) -> Encoding:
         return Encoding(number)
     except ValueError:
         raise RemoteProtocolError(f"a payload has the unknown encoding {number}") from None
-
-
-def _entries(content: bytes | bytearray, count: int) -> tuple[tuple[int, memoryview, memoryview], ...]:
-    """Read the objects of a run: its checksum was right, so any fault is the sender's."""
-    at = count * RUN_ENTRY.size
-    if at > len(content):
-        raise RemoteProtocolError(f"a run of {len(content)} bytes cannot have {count} objects")
-    view = memoryview(content).toreadonly()
-    found = []
-    for index, data_size, metadata_size in RUN_ENTRY.iter_unpack(view[:at]):
-        end = at + metadata_size + data_size
-        if end > len(content):
-            raise RemoteProtocolError("an object reaches out of its run")
-        found.append((index, view[at + metadata_size : end], view[at : at + metadata_size]))
-        at = end
-    if at != len(content):
-        raise RemoteProtocolError(f"a run has {len(content) - at} bytes too many")
-    return tuple(found)
-

@@ -19,7 +19,7 @@ import attrs
 from xxhash import xxh3_64_intdigest
 
 from plasmastream._errors import RemoteProtocolError
-from plasmastream.wire.stream._messages import MAGIC_OF_VERSION_2
+from plasmastream.wire.stream._messages import MAGIC_OF_VERSION_2, DamagedError
 
 MAGIC: Final = MAGIC_OF_VERSION_2
 """What a connection of version 2 begins with."""
@@ -62,10 +62,6 @@ class FrameType(IntEnum):
     END = 23
 
 
-class DamagedError(RemoteProtocolError):
-    """A frame was damaged on its way: its check is wrong. Nobody can know where the next one begins."""
-
-
 @attrs.frozen
 class Head:
     """The head of a frame, checked."""
@@ -104,3 +100,26 @@ def unpack_head(octets: bytes) -> Head:
     if known is None or zero:
         raise RemoteProtocolError(f"a frame has the unknown type {frame_type}, {zero}")
     return Head(known, tag, length, body_check)
+
+
+def unpack_run(content: bytes | bytearray, count: int) -> tuple[tuple[int, memoryview, memoryview], ...]:
+    """Read the objects of a run, whose checksum was right: index, data and metadata of each, as views.
+
+    Raises:
+        RemoteProtocolError: the table does not fit what follows it.
+    """
+    at = count * RUN_ENTRY.size
+    if at > len(content):
+        raise RemoteProtocolError(f"a run of {len(content)} bytes cannot have {count} objects")
+    view = memoryview(content).toreadonly()
+    found = []
+    for index, data_size, metadata_size in RUN_ENTRY.iter_unpack(view[:at]):
+        end = at + metadata_size + data_size
+        if end > len(content):
+            raise RemoteProtocolError("an object reaches out of its run")
+        found.append((index, view[at + metadata_size : end], view[at : at + metadata_size]))
+        at = end
+    if at != len(content):
+        raise RemoteProtocolError(f"a run has {len(content) - at} bytes too many")
+    return tuple(found)
+

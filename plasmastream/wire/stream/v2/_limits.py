@@ -9,6 +9,8 @@ MAX_HELLO_SIZE: Final = 4096
 """Bytes of the body of a HELLO."""
 MAX_SYNC_SIZE: Final = 24 << 20
 """Bytes of the body of a SYNC."""
+MAX_PEER_REQUESTS: Final = 1_024
+"""In one SYNC."""
 MAX_CHUNK_SIZE: Final = 16 << 20
 """No side may allow more, in bytes."""
 MAX_RUN_SIZE: Final = 1 << 20
@@ -31,7 +33,7 @@ class Limits:
 
     max_objects: int = attrs.field(default=65_536, validator=_between(1, 65_536))
     """Objects in one request, or in one peer request of a SYNC."""
-    max_peer_requests: int = attrs.field(default=1_024, validator=_between(1, 1_024))
+    max_peer_requests: int = attrs.field(default=MAX_PEER_REQUESTS, validator=_between(1, MAX_PEER_REQUESTS))
     """Peer requests in one SYNC."""
     max_sync_objects: int = attrs.field(default=1_048_576, validator=_between(1, 1_048_576))
     """Objects in all peer requests of one SYNC."""

@@ -14,6 +14,7 @@ from plasmastream._errors import LocalProtocolError, RemoteProtocolError
 from plasmastream._object_id import OBJECT_ID_SIZE, ObjectID
 from plasmastream.wire._flat import Body, Moment, Octets, Pieces, Record, Scalar, Table, Text, Vector, View
 from plasmastream.wire.stream.v2._frames import FrameType
+from plasmastream.wire.stream.v2._limits import MAX_PEER_REQUESTS
 
 TOKEN_SIZE: Final = 16
 DIGEST_SIZE: Final = 8
@@ -51,6 +52,22 @@ class Digests(View):
 
     def save(self, value: Sequence[bytes], at: int, end: int, out: Pieces) -> tuple[int, int]:
         return super().save(b"".join(value), at, end, out)
+
+
+class Fetches(Vector):
+    """Peer requests. None may lend its ids to another: so many ids cannot be named in so few bytes."""
+
+    def load(self, body: Body, at: int, inline: int) -> tuple[Any, ...]:
+        inlines = Vector(Scalar("I"), most=MAX_PEER_REQUESTS).load(body, at, inline)
+        start = at + inline + 4
+        fetches, nbytes = [], 0
+        for place, entry in enumerate(inlines):
+            fetch = self.element.load(body, start + self.element.size * place, entry)
+            nbytes += OBJECT_ID_SIZE * len(fetch.object_ids)
+            if nbytes > len(body):
+                raise RemoteProtocolError("peer requests share their ids")
+            fetches.append(fetch)
+        return tuple(fetches)
 
 
 @attrs.frozen
@@ -161,7 +178,7 @@ class Sync(Message):
     """Fetch objects from peers into your store."""
 
     type = FrameType.SYNC
-    requests: Annotated[tuple[Fetch, ...], Vector(Table(Fetch))]
+    requests: Annotated[tuple[Fetch, ...], Fetches(Table(Fetch), most=MAX_PEER_REQUESTS)]
     detach: _Bool = False
     timeout: Annotated[float, Moment()] = 0.0
     max_bytes: Annotated[int, Scalar("Q")] = 0

@@ -1,0 +1,41 @@
+"""A worker: a process that does named pieces of work when told to, and says how many seconds each took.
+
+One line of JSON is a task, ``["create", 500, 100]``; the answer is one line with the seconds. Only the standard library
+is used here: Apache's worker runs in an environment that has nothing of this project.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def serve(works: Mapping[str, Callable[..., float]]) -> None:
+    """Do what standard input says, to its end."""
+    for line in sys.stdin:
+        name, *args = json.loads(line)
+        print(json.dumps(works[name](*args)), flush=True)
+
+
+def new_ids(count: int) -> list[bytes]:
+    """Names that nobody has used."""
+    return [os.urandom(20) for _ in range(count)]
+
+
+def timed(do: Callable[[T], object], items: Iterable[T]) -> float:
+    """Seconds that a call with each item takes, together."""
+    start = time.perf_counter()
+    for item in items:
+        do(item)
+    return time.perf_counter() - start
+
+
+def seconds(do: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    do()
+    return time.perf_counter() - start

@@ -1,0 +1,86 @@
+"""Writing a large object: the copy and the digest in one pass, piece by piece, on two processors at once.
+
+A piece is hashed while it is still in the cache, and the digest of a large object is made of eight parts that nobody
+needs in order. Both are done without the interpreter's lock, which is why memory is moved by address here: an
+assignment between memoryviews keeps the lock for as long as it takes.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable, Iterable
+from threading import Thread
+
+from plasmastream._client._lease import Buffer
+from plasmastream._client._watched import address_of
+from plasmastream.wire.plasma import LargeDigest, object_digest
+
+_LARGE = 4 << 20  # a thread is worth its start from here on
+_PIECE = 256 << 10
+_WORKERS = min(2, len(os.sched_getaffinity(0)))
+
+
+def copy_and_digest(source: Buffer, into: memoryview, metadata: Buffer) -> bytes:
+    """Copy bytes into memory of the same size, and compute the digest of what is there then.
+
+    Nothing writes there any more when this returns, or raises.
+    """
+    if len(source) < _LARGE:
+        into[:] = source
+        return object_digest(into, metadata)
+    digest = LargeDigest(len(source))
+    beginning, end = address_of(source), address_of(into)
+    is_over = False
+
+    def work(parts: Iterable[int]) -> None:
+        for part in parts:
+            span = digest.spans[part]
+            for start in range(span.start, span.stop, _PIECE):
+                if is_over:
+                    return
+                stop = min(start + _PIECE, span.stop)
+                ctypes.memmove(end + start, beginning + start, stop - start)
+                digest.update(part, into[start:stop])
+
+    parts = range(len(digest.spans))
+    threads = [_Beside(work, parts[first::_WORKERS]) for first in range(1, _WORKERS)]
+    try:
+        for thread in threads:
+            thread.start()
+        work(parts[::_WORKERS])
+    except BaseException:
+        is_over = True
+        raise
+    finally:
+        _end_all(threads)
+    return digest.result(metadata)
+
+
+class _Beside(Thread):
+    """Some of the work, in a thread."""
+
+    def __init__(self, work: Callable[[Iterable[int]], None], parts: Iterable[int]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self._parts = parts
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Do it."""
+        try:
+            self._work(self._parts)
+        except BaseException as error:
+            self.failure = error
+
+
+def _end_all(threads: Iterable[_Beside]) -> None:
+    """Wait for threads to end, whatever interrupts that, and however often; then raise what was raised."""
+    failure: BaseException | None = None
+    for thread in threads:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except BaseException as error:
+                failure = error
+        failure = thread.failure or failure
+    if failure is not None:
+        raise failure

@@ -1,0 +1,128 @@
+"""The messages about one object, which are nearly all that a store hears and says, by one call of `struct` each.
+
+Such a message has the same bytes each time but for an id and a few numbers. A template is the codec's own work with
+gaps: it is made by encoding an example twice, with other values, and the gaps are where the two differ. So nothing of
+the layout is told here a second time. What does not fit a template, to the byte, goes the long way.
+"""
+
+import struct
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any, Final
+
+from plasmastream._object_id import OBJECT_ID_SIZE, ObjectID
+from plasmastream.wire._flat import Body
+from plasmastream.wire.plasma import _messages as m
+from plasmastream.wire.plasma._frames import pack_header
+
+Values = tuple[Any, ...]
+
+
+class Template:
+    """One message with gaps.
+
+    Args:
+        codes: the struct code of each value; ``"20s"`` is an id.
+        make: a message from its values.
+        take: the values of a message, or None for one that does not fit.
+        encode: writes the body of a message.
+    """
+
+    def __init__(
+        self,
+        codes: tuple[str, ...],
+        make: Callable[..., m.Message],
+        take: Callable[[Any], Values | None],
+        encode: Callable[[m.Message], bytes],
+    ) -> None:
+        self.take = take
+        self._make = make
+        values = [_example(code, 1) for code in codes]
+        message = make(*values)
+        body = encode(message)
+        gaps: list[tuple[int, int]] = []  # where each begins, and which value goes there
+        for number, code in enumerate(codes):
+            other = encode(make(*values[:number], _example(code, 2), *values[number + 1 :]))
+            differing = [at for at, (mine, its) in enumerate(zip(body, other, strict=True)) if mine != its]
+            assert len(differing) == struct.calcsize("<" + code)
+            gaps.append((differing[0], number))
+        gaps.sort()
+        layout, end = "<", 0
+        self._fields: list[Any] = []
+        for at, number in gaps:
+            layout += f"{at - end}s{codes[number]}"
+            self._fields += (body[end:at], None)
+            end = at + struct.calcsize("<" + codes[number])
+        self._struct = struct.Struct(f"{layout}{len(body) - end}s")
+        self._fields.append(body[end:])
+        self._fixed = tuple(self._fields[::2])
+        self._places = [2 * gaps.index(gap) + 1 for gap in sorted(gaps, key=itemgetter(1))]
+        self._header = pack_header(message.type, len(body))
+        self.type = message.type
+        self.size = len(body)
+
+    def save(self, values: Values) -> bytes:
+        """A frame; raises `struct.error` for a number that does not fit."""
+        fields = self._fields.copy()
+        for place, value in zip(self._places, values, strict=True):
+            fields[place] = value
+        return self._header + self._struct.pack(*fields)
+
+    def load(self, body: Body) -> m.Message | None:
+        """The message that a body of `size` bytes is; None where it is another one, or in another layout."""
+        fields = self._struct.unpack(body)
+        if fields[::2] != self._fixed:
+            return None
+        return self._make(*[fields[place] for place in self._places])
+
+
+def make_templates(encode: Callable[[m.Message], bytes]) -> list[Template]:
+    """All templates."""
+    return [Template(*parts, encode) for parts in _PARTS]
+
+
+def _example(code: str, number: int) -> Any:
+    """A value whose bytes all are this number."""
+    nbytes = struct.calcsize("<" + code)
+    return bytes([number]) * nbytes if code.endswith("s") else int.from_bytes(bytes([number]) * nbytes, "little")
+
+
+def _get_reply(object_id: bytes, *numbers: int) -> m.GetReply:
+    *place, store_fd, mmap_size = numbers
+    return m.GetReply((ObjectID(object_id),), (m.ObjectSpec(*place),), (store_fd,), (mmap_size,))
+
+
+def _of_get_reply(reply: m.GetReply) -> Values | None:
+    if not len(reply.object_ids) == len(reply.specs) == len(reply.store_fds) == len(reply.mmap_sizes) == 1:
+        return None
+    if reply.handles is not None:
+        return None
+    (spec,) = reply.specs
+    return (
+        *reply.object_ids,
+        spec.segment_index,
+        spec.data_offset,
+        spec.data_size,
+        spec.metadata_offset,
+        spec.metadata_size,
+        spec.device_num,
+        *reply.store_fds,
+        *reply.mmap_sizes,
+    )
+
+
+_ID = f"{OBJECT_ID_SIZE}s"
+
+_PARTS: Final[tuple[tuple[tuple[str, ...], Callable[..., m.Message], Callable[[Any], Values | None]], ...]] = (
+    (
+        (_ID, "q"),
+        lambda object_id, timeout: m.GetRequest((ObjectID(object_id),), timeout),
+        lambda get: (*get.object_ids, get.timeout_ms) if len(get.object_ids) == 1 else None,
+    ),
+    ((_ID, "i", "Q", "Q", "Q", "Q", "i", "i", "q"), _get_reply, _of_get_reply),
+    (
+        (_ID,),
+        lambda object_id: m.ReleaseRequest(ObjectID(object_id)),
+        lambda release: (release.object_id,),
+    ),
+)

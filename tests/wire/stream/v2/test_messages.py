@@ -1,0 +1,165 @@
+"""Control messages to bytes and back, checked against the schema and the code that flatc generated from it."""
+
+import contextlib
+import random
+import tracemalloc
+from pathlib import Path
+
+import flatbuffers
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import plasmastream.wire.stream.v2
+from plasmastream import LocalProtocolError, RemoteProtocolError
+from plasmastream.wire.stream.v2 import Fetch, FrameType, Hello, Message, Open, Read, Stat, Sync
+from plasmastream.wire.stream.v2._messages import TABLES, decode_message, encode_message
+from tests.wire.oracle import Oracle
+from tests.wire.stream.helpers import object_id
+from tests.wire.stream.v2.samples import ANY_MESSAGE, HELLO, ONE_OF_EACH, TOKEN, A
+
+ORACLE = Oracle(
+    Path(plasmastream.wire.stream.v2.__file__).parent / "schema", "plasma.stream", "tests.wire.stream.v2.generated"
+)
+NAMES = {"Range", "Sizes", "PeerRequest", "Done", "Described"}  # of what is part of a message
+
+
+def name_of(message: Message) -> str:
+    return {FrameType.LIST: "List", FrameType.END: "RequestEnd"}.get(message.type, type(message).__name__)
+
+
+def check(message: Message) -> None:
+    name, body = name_of(message), encode_message(message)
+    assert decode_message(message.type, body) == message
+    plain = ORACLE.plain(message, name)
+    assert ORACLE.read(name, body) == plain
+    assert decode_message(message.type, ORACLE.write(name, plain)) == message
+
+
+def test_each_message_has_a_table_in_the_schema() -> None:
+    assert {name_of(message) for message in ONE_OF_EACH} == ORACLE.records.keys() - NAMES
+    assert [message.type for message in ONE_OF_EACH] == [t for t in FrameType if t in TABLES]
+    for message in ONE_OF_EACH:
+        slots = TABLES[message.type].slots
+        assert [field for field, _ in slots] == [field for field, _ in ORACLE.records[name_of(message)]]
+
+
+@pytest.mark.parametrize("message", ONE_OF_EACH, ids=name_of)
+def test_one_of_each(message: Message) -> None:
+    check(message)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY_MESSAGE)
+def test_any(message: Message) -> None:
+    check(message)
+
+
+def test_a_table_of_a_later_version_is_read_as_far_as_it_is_known() -> None:
+    builder = flatbuffers.Builder(64)
+    token = builder.CreateByteVector(TOKEN)
+    builder.StartObject(3)
+    builder.PrependInt32Slot(2, 7, 0)
+    builder.PrependUOffsetTRelativeSlot(0, token, 0)
+    builder.Finish(builder.EndObject())
+    assert decode_message(FrameType.CLOSE, bytes(builder.Output())).token == TOKEN
+
+
+@pytest.mark.parametrize("message", ONE_OF_EACH, ids=name_of)
+def test_any_damage_is_a_remote_protocol_error_or_another_message(message: Message) -> None:
+    body = encode_message(message)
+    chance = random.Random(1)
+    for cut in range(len(body)):
+        try_to_read(message.type, body[:cut])
+    for _ in range(300):
+        spoilt = bytearray(body)
+        for _ in range(chance.randint(1, 3)):
+            spoilt[chance.randrange(len(spoilt))] = chance.choice([0, 1, 4, 0x7F, 0x80, 0xFF])
+        try_to_read(message.type, bytes(spoilt))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(TABLES)), st.binary(max_size=100))
+def test_garbage(frame_type: FrameType, body: bytes) -> None:
+    try_to_read(frame_type, body)
+
+
+def try_to_read(frame_type: FrameType, body: bytes) -> None:
+    with contextlib.suppress(RemoteProtocolError):
+        assert isinstance(decode_message(frame_type, body), Message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Hello(b"short", 1),
+        Hello(b"i" * 16, -1),
+        Hello(b"i" * 16, 1, ("f" * 65,)),
+        Hello(b"i" * 16, 1, ("f",) * 65),
+        Hello(b"i" * 16, 1, (), "s" * 257),
+        Open(TOKEN, False, 256, (A,)),
+        Open(TOKEN[1:], False, 0, (A,)),
+        Stat((A, A)),
+        Sync((), timeout=float("nan")),
+        Sync((), timeout=-1.0),
+        Sync((Fetch(False, "h" * 256, 1, (A,)),)),
+        Sync((Fetch(False, "h", 1, (A,)),) * 1_025),
+    ],
+)
+def test_what_cannot_be_sent(message: Message) -> None:
+    with pytest.raises(LocalProtocolError):
+        encode_message(message)
+
+
+@pytest.mark.parametrize(
+    ("message", "fault"),
+    [
+        ("Stat", ((*A, *A),)),
+        ("Stat", (A[1:],)),
+        ("Open", (TOKEN[1:], True, 0, A)),
+        ("Hello", (TOKEN, 1, (b"\xff",), b"", b"")),
+        ("Hello", (TOKEN, 1, (b"f" * 65,), b"", b"")),
+        ("Hello", (TOKEN, 1, (), b"", bytes(2048))),
+        ("Sync", ((), False, float("inf"), 0, 0)),
+        ("Listed", ((), (), bytes(7))),
+    ],
+)
+def test_what_is_not_accepted(message: str, fault: tuple[object, ...]) -> None:
+    with pytest.raises(RemoteProtocolError, match=message.upper()):
+        decode_message(FrameType[message.upper()], ORACLE.write(message, fault))
+
+
+def test_required_fields_are_required() -> None:
+    for message in (HELLO, Read(TOKEN, False, 0, ())):
+        values = list(ORACLE.plain(message, name_of(message)))
+        values[0] = None
+        with pytest.raises(RemoteProtocolError, match="missing"):
+            decode_message(message.type, ORACLE.write(name_of(message), values))
+
+
+def test_peer_requests_that_share_their_ids_take_no_memory() -> None:
+    """Few bytes would otherwise become millions of ids."""
+    builder = flatbuffers.Builder(1 << 20)
+    host = builder.CreateString("h")
+    ids = builder.CreateByteVector(b"".join(object_id(i) for i in range(10_000)))
+    builder.StartObject(4)
+    builder.PrependUint16Slot(2, 1, 0)
+    builder.PrependUOffsetTRelativeSlot(1, host, 0)
+    builder.PrependUOffsetTRelativeSlot(3, ids, 0)
+    fetch = builder.EndObject()
+    builder.StartVector(4, 1_000, 4)
+    for _ in range(1_000):
+        builder.PrependUOffsetTRelative(fetch)
+    requests = builder.EndVector()
+    builder.StartObject(5)
+    builder.PrependUOffsetTRelativeSlot(0, requests, 0)
+    builder.Finish(builder.EndObject())
+    body = bytes(builder.Output())
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError, match="share their ids"):
+            decode_message(FrameType.SYNC, body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * len(body)
