@@ -6,6 +6,7 @@ are carried out, and what more it promises.
 
 import random
 from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import attrs
@@ -91,6 +92,10 @@ class Version(Programs, Protocol):
 
     promises: Promises
 
+    def conditions(self) -> AbstractContextManager[object]:
+        """A block in which its worlds run."""
+        ...
+
     async def perform(self, operation: Operation, program: Program) -> Done:
         """Carry out an operation, as the client's program.
 
@@ -123,6 +128,10 @@ class Version1:
     def client(self, program: Program, host: str, port: int) -> Version1Client:
         """See `Programs`."""
         return Version1Client(host, port, timeouts=PeerTimeouts(), limits=self._limits, connect=program.connect)
+
+    def conditions(self) -> AbstractContextManager[object]:
+        """See `Version`."""
+        return nullcontext()
 
     async def perform(self, operation: Operation, program: Program) -> Done:
         """See `Version`."""

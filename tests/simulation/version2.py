@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from unittest import mock
 
 from plasmastream import ObjectID
 from plasmastream.peer import (
@@ -13,6 +15,7 @@ from plasmastream.peer import (
     PeerTimeouts,
     Result,
     ServerTimeouts,
+    _fetch,
 )
 from plasmastream.store import NewObject
 from plasmastream.wire.stream.v2 import known_encodings
@@ -36,7 +39,7 @@ class Version2:
         self._compression = chance.choice([None, None, None, *known_encodings()])
         self._limits = {
             name: Limits2(
-                chunk_size=chance.choice([600, 4_096, 10_000, 1 << 20]),
+                chunk_size=chance.choice([1_000, 4_096, 10_000, 1 << 20]),
                 small_size=chance.choice([0, 100, 4_096, 65_536]),
                 run_size=chance.choice([1, 1_000, 30_000]),
             )
@@ -45,6 +48,16 @@ class Version2:
         insists = self._insists
         chunk_size = max(limits.chunk_size for limits in self._limits.values())
         self.promises = Promises(insists, insists, insists, insists, chunk_size if insists else None)
+
+        # Otherwise only what is much larger would be divided, over connections and into requests.
+        self._share = chance.choice([7_000, 64 << 20])
+        self._at_once = chance.choice([3, 4_096])
+
+    @contextmanager
+    def conditions(self) -> Iterator[None]:
+        """See `Version`."""
+        with mock.patch.object(_fetch, "_SHARE", self._share), mock.patch.object(_fetch, "_OPEN_AT_ONCE", self._at_once):
+            yield
 
     @property
     def _version(self) -> int | None:

@@ -107,6 +107,7 @@ class World:
                     keeps = partial(getattr(store.core, method), evict=False)
                     stack.enter_context(mock.patch.object(store.core, method, keeps))
                 store.core.add_listener(_Watch(machine, self))
+            stack.enter_context(self._version.conditions())
             self._ledger = stack.enter_context(kept())
             stack.enter_context(_logged(self.trace))
             stack.enter_context(determined(self.seed))
