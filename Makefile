@@ -86,10 +86,11 @@ PEER_VERSION ?= 1
 soak: setup
 	@$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(or $(SEED),1) --peer-version $(PEER_VERSION)
 
-# What is found is printed with its seed, and the command that repeats it.
+# What is found is printed with its seed, and the command that repeats it. VERSION is that of the peer protocol.
 SEEDS ?= 2000
+VERSION ?= 2
 simulate: setup
-	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed $(or $(SEED),0)
+	@$(BIN)/python -m tests.simulation --version $(VERSION) --seeds $(SEEDS) --seed $(or $(SEED),0)
 
 setup: .venv/ready
 

@@ -25,7 +25,7 @@ from plasmastream.peer._transport import DEFAULT_PORT, Connect, connect, format_
 from plasmastream.peer._version1 import Version1Client
 from plasmastream.store._object_store import NewObject, ObjectStore
 from plasmastream.wire.plasma import ObjectInfo
-from plasmastream.wire.stream import PeerRequest, TransferKind, describe_status
+from plasmastream.wire.stream import PeerRequest, Status, TransferKind, describe_status
 from plasmastream.wire.stream.v2 import (
     TOKEN_SIZE,
     Hello,
@@ -252,7 +252,8 @@ class PeerClient:
             on_progress: called with the (objects, bytes) of each peer request so far, at least every second.
 
         Returns:
-            For each peer request, what became of each of its objects; with a server of version 1, all the same.
+            For each peer request, what became of each of its objects; with a server of version 1, all the same: it
+            fetches none of them where it has one already.
 
         Raises:
             PeerError: the server cannot be reached, broke off, or refused.
@@ -260,16 +261,15 @@ class PeerClient:
         """
         call = SyncCall(peer_requests, timeout, detach, max_bytes, encoding_of(compression), on_progress)
         try:
-            if self._version == 1:
-                raise OldPeerError("version 1 was asked for")
-            return await call.run(self._lanes, Persistence(self._timeouts.retry, timeout))
+            return await self._sync(call)
         except OldPeerError:
             statuses = await self._version1.sync(peer_requests, timeout=timeout)
-            errors = [TransferError(describe_status(status), status) for status in statuses]
-            return tuple(
-                tuple(_result(object_id, error) for object_id in request.object_ids)
-                for request, error in zip(peer_requests, errors, strict=True)
-            )
+            return tuple(map(_results_of_version_1, peer_requests, statuses))
+
+    async def _sync(self, call: SyncCall) -> tuple[tuple[Result, ...], ...]:
+        if self._version == 1:
+            raise OldPeerError("version 1 was asked for")
+        return await call.run(self._lanes, Persistence(self._timeouts.retry, call.timeout))
 
     async def sync(self, peer_requests: Sequence[PeerRequest], *, timeout: float | None = None) -> tuple[int, ...]:
         """Do what `sync_each` does, with one status byte of version 1 for each peer request.
@@ -277,9 +277,10 @@ class PeerClient:
         Returns:
             A status byte for each peer request, in order: see `plasmastream.wire.stream.Status`.
         """
-        if self._version == 1:
+        try:
+            return tuple(map(status_of, await self._sync(SyncCall(peer_requests, timeout))))
+        except OldPeerError:
             return await self._version1.sync(peer_requests, timeout=timeout)
-        return tuple(map(status_of, await self.sync_each(peer_requests, timeout=timeout)))
 
     async def connect(self) -> None:
         """Make sure that the peer can be reached.
@@ -370,6 +371,14 @@ def _check_distinct(object_ids: Sequence[ObjectID]) -> None:
 def _result(object_id: ObjectID, error: PeerError | RemoteProtocolError | StoreError) -> Result:
     outcome = outcome_of(error)
     return Result(object_id, outcome, "" if outcome.is_success else str(error))
+
+
+def _results_of_version_1(request: PeerRequest, status: int) -> tuple[Result, ...]:
+    if status == Status.ALREADY_PRESENT and len(request.object_ids) > 1:  # which says nothing of the others
+        reason = "one of the objects is there already, and by version 1 none was fetched"
+        return tuple(Result(object_id, Outcome.REFUSED, reason) for object_id in request.object_ids)
+    error = TransferError(describe_status(status), status)
+    return tuple(_result(object_id, error) for object_id in request.object_ids)
 
 
 def _infos(listed: Listed) -> list[ObjectInfo]:

@@ -87,16 +87,24 @@ class Dispatcher:
         hello: what this server says of itself.
         limits: what is asked for and accepted, in version 2.
         connect: makes connections to peers.
+        version: what to speak with them in SYNCs of version 2: see `PeerClient`.
     """
 
     def __init__(
-        self, store: ObjectStore, timeouts: PeerTimeouts, hello: Hello, limits: Limits, connect: Connect
+        self,
+        store: ObjectStore,
+        timeouts: PeerTimeouts,
+        hello: Hello,
+        limits: Limits,
+        connect: Connect,
+        version: int | None = None,
     ) -> None:
         self._store = store
         self._timeouts = timeouts
         self._hello = hello
         self._limits = limits
         self._connect = connect
+        self._version = version
         self._receiving = Claims()
         self._fetches = trio.CapacityLimiter(_max_fetches())
         self._peers: dict[tuple[str, int], _Peer] = {}
@@ -194,7 +202,13 @@ class Dispatcher:
         peer = self._peers.get((host, port))
         if peer is None:
             client = PeerClient(
-                host, port, timeouts=self._timeouts, limits=self._limits, connect=self._connect, hello=self._hello
+                host,
+                port,
+                timeouts=self._timeouts,
+                limits=self._limits,
+                connect=self._connect,
+                version=self._version,
+                hello=self._hello,
             )
             peer = self._peers[host, port] = _Peer(client)
         peer.users += 1

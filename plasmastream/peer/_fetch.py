@@ -134,7 +134,7 @@ class Fetch:
         """
         try:
             with anyio.CancelScope(deadline=self._persistence.deadline) as scope:
-                await self._find_present()
+                await self._find_present(self._wanted)
                 while self._unfinished and await self._go_on():
                     pass
                 await self._close_all()
@@ -153,10 +153,10 @@ class Fetch:
     def _unfinished(self) -> list[_Wanted]:
         return [wanted for wanted in self._wanted if wanted.result is None]
 
-    async def _find_present(self) -> None:
-        ids = [wanted.object_id for wanted in self._wanted]
-        present = await self._store.contains(ids)
-        there = [wanted for wanted, is_there in zip(self._wanted, present, strict=True) if is_there]
+    async def _find_present(self, absent: Sequence[_Wanted]) -> None:
+        """Find out which of some objects are sealed here, and hold them."""
+        present = await self._store.contains([wanted.object_id for wanted in absent])
+        there = [wanted for wanted, is_there in zip(absent, present, strict=True) if is_there]
         if not there:
             return
         leases = await self._store.get([wanted.object_id for wanted in there])
@@ -270,8 +270,10 @@ class Fetch:
                 case ObjectDescribed():
                     await self._take_description(answered(event.index), event)
                 case Outcomes():
-                    for index in event.indexes:
-                        wanted = answered(index)
+                    named = [answered(index) for index in event.indexes]
+                    if event.outcome == Outcome.NOT_FOUND:
+                        await self._find_present([wanted for wanted in named if wanted.lease is None])
+                    for wanted in named:
                         if wanted.lease is not None and event.outcome == Outcome.NOT_FOUND:
                             self._succeed(wanted)  # it has gone there, and is here
                         else:

@@ -29,7 +29,7 @@ class Persistence:
     def __init__(self, patience: float, timeout: float | None, chance: random.Random | None = None) -> None:
         self._patience = patience
         self.deadline = math.inf if timeout is None else anyio.current_time() + timeout
-        self._chance = chance or random.Random()
+        self._uniform = random.uniform if chance is None else chance.uniform
         self._since = anyio.current_time()
         self._wait = _FIRST_WAIT
         self.has_progressed = False
@@ -51,7 +51,7 @@ class Persistence:
 
     async def pause(self, at_least: float = 0.0) -> bool:
         """Wait before the next attempt. False, at once, where it would come too late."""
-        wait = max(at_least, self._wait * self._chance.uniform(0.5, 1.0))
+        wait = max(at_least, self._wait * self._uniform(0.5, 1.0))
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
         end = anyio.current_time() + wait
         if end >= self.deadline or end > self._since + self._patience:

@@ -62,6 +62,7 @@ class Upload:
             (memoryview(new.data).cast("B"), memoryview(new.metadata).cast("B")) for new in objects
         ]
         self._results: list[Result | None] = [None] * len(objects)
+        self._obstacles: dict[int, tuple[int, str]] = {}
         self._persistence = persistence
         self._encoding = encoding
         self._limits = limits
@@ -96,14 +97,17 @@ class Upload:
                     continue
                 if not await self._may_go_on(failure):
                     break
-        outcome = Outcome.BROKEN_OFF if failure is None else outcome_of(failure)
-        reasons = [] if failure is None else [str(failure)]
-        if scope.cancelled_caught:
+        is_late = scope.cancelled_caught
+        return [result or self._give_up(index, failure, is_late) for index, result in enumerate(self._results)]
+
+    def _give_up(self, index: int, failure: PlasmastreamError | None, is_late: bool) -> Result:
+        outcome, reason = self._obstacles.get(index, (Outcome.BROKEN_OFF, ""))
+        if failure is not None:
+            outcome, reason = outcome_of(failure), str(failure)
+        reasons = [reason] if reason else []
+        if is_late:
             outcome = Outcome.OUT_OF_TIME
             reasons.insert(0, "the time allowed for it is over")
-        return [result or self._give_up(index, outcome, reasons) for index, result in enumerate(self._results)]
-
-    def _give_up(self, index: int, outcome: Outcome, reasons: Sequence[str]) -> Result:
         size = sum(map(len, self._contents[index]))
         how_far = f"{size - (self._unsent[index] or 0):,} of {size:,} bytes had left"
         stuck = f"the last progress was {self._persistence.seconds_stuck:.3g} s ago, with {self._lanes}"
@@ -141,7 +145,9 @@ class Upload:
                 raise RemoteProtocolError(f"{channel.peer} answered for object {position} of {len(batch)}")
             object_id = self._objects[batch[position]].object_id
             known = Outcome.known(outcomes.outcome)
-            if known is None or not known.may_pass or self._persistence.deadline == math.inf:
+            if known is not None and known.may_pass:
+                self._obstacles[batch[position]] = outcomes.outcome, outcomes.reason
+            else:
                 self._results[batch[position]] = Result(object_id, outcomes.outcome, outcomes.reason)
                 self._moved = True
                 self._persistence.progressed()

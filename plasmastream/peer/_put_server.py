@@ -159,7 +159,10 @@ class PutRequest:
         try:
             await self._channel.patiently(begin)
         except StoreError as error:
-            await self._finish(index, outcome_of_failed_put(error, size, self._store), str(error))
+            outcome = outcome_of_failed_put(error, size, self._store)
+            if outcome is Outcome.BEING_WRITTEN:
+                await self._find_present()  # somebody has been faster
+            await self._finish(index, outcome, str(error))
             return None
         return incoming
 

@@ -72,6 +72,7 @@ class PeerServer:
         limits: what is accepted, in version 1.
         limits2: the same in version 2.
         connect: makes connections to the peers that SYNC requests name; by TCP, unless something else is given.
+        fetch_version: what to speak with them when asked by version 2: see the `version` of `PeerClient`.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class PeerServer:
         limits: Limits | None = None,
         limits2: v2.Limits | None = None,
         connect: Connect = connect,
+        fetch_version: int | None = None,
     ) -> None:
         self._store = store
         self._host = host
@@ -95,7 +97,7 @@ class PeerServer:
         self._taking = Claims()
         limits2 = limits2 or v2.Limits()
         hello = make_hello(limits2)
-        self._dispatcher = Dispatcher(store, self._timeouts.fetching, hello, limits2, connect)
+        self._dispatcher = Dispatcher(store, self._timeouts.fetching, hello, limits2, connect, fetch_version)
         self._services = Services(
             store,
             Holds(store.capacity, self._timeouts.token),

@@ -102,7 +102,10 @@ class Session:
                 await self._answer(request)
             channel.close()
         except ProtocolError as error:
-            await self.say(error)
+            # What was damaged on its way is asked for again on another connection. Only who has no answer yet needs a
+            # word, lest it take us for version 1.
+            if not isinstance(error, DamagedError) or not self._node:
+                await self.say(error)
             raise
         finally:
             channel.connection.close()

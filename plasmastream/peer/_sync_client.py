@@ -27,10 +27,10 @@ class SyncCall:
 
     peer_requests: Sequence[PeerRequest]
     timeout: float | None
-    detach: bool
-    max_bytes: int
-    encoding: Encoding
-    on_progress: SyncProgress | None
+    detach: bool = False
+    max_bytes: int = 0
+    encoding: Encoding = Encoding.NONE
+    on_progress: SyncProgress | None = None
 
     async def run(self, lanes: Lanes, persistence: Persistence) -> tuple[tuple[Result, ...], ...]:
         """Ask, and ask again where the connection broke: what has been fetched by then is present.

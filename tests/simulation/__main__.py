@@ -13,7 +13,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1, help="how many worlds")
     parser.add_argument("--seed", type=int, default=0, help="the first one's")
     parser.add_argument("--step", type=int, default=1, help="from one seed to the next")
-    parser.add_argument("--version", choices=[*campaign.VERSIONS], default="1", help="of the protocol")
+    parser.add_argument("--version", choices=[*campaign.VERSIONS], default="2", help="of the protocol")
     parser.add_argument("--lies", action="store_true", help="connections do what this version cannot bear")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--story", action="store_true", help="tell what happens in each")

@@ -10,7 +10,7 @@ from plasmastream.peer import TransferKind
 from tests.peer.helpers import Objects
 from tests.simulation.chance import log_uniform
 from tests.simulation.machine import Machine
-from tests.simulation.operations import Operation
+from tests.simulation.operations import LONG, Operation
 
 _SIZES = (0, 1, 20, 100, 1_000, 5_000, 16_000, 17_000, 40_000)
 
@@ -53,9 +53,19 @@ def draw_attempts(chance: random.Random, machines: Mapping[str, Machine], *, put
                 after = log_uniform(chance, 0.001, 100)
             else:
                 at_event = int(log_uniform(chance, 1, 100))
+        operation = attempt.operation
+        if chance.random() < 0.5:
+            timeout = chance.choice([LONG, LONG, log_uniform(chance, 0.01, 100)])
+            operation = attrs.evolve(operation, timeout=timeout, detaches=chance.random() < 0.3)
         begins_at = chance.choice([0.0, log_uniform(chance, 0.001, 30)])
         attempts.append(
-            attrs.evolve(attempt, begins_at=begins_at, cancelled_after=after, cancelled_at_event=at_event)
+            attrs.evolve(
+                attempt,
+                operation=operation,
+                begins_at=begins_at,
+                cancelled_after=after,
+                cancelled_at_event=at_event,
+            )
         )
     return attempts
 
@@ -69,7 +79,10 @@ def _draw_attempt(chance: random.Random, machines: Mapping[str, Machine], number
     objects: Objects = {}
     for index in range(int(log_uniform(chance, 1, 13))):
         object_id = ObjectID.from_name(f"{number}/{index}")
-        objects[object_id] = chance.randbytes(chance.choice(_SIZES)), chance.randbytes(chance.choice([0, 0, 3, 300]))
+        data = chance.randbytes(chance.choice(_SIZES))
+        if chance.random() < 0.2:
+            data = b"much the same, %d" % index * (len(data) // 20)
+        objects[object_id] = data, chance.randbytes(chance.choice([0, 0, 3, 300]))
     present: Objects = {}
     if chance.random() < 0.2:
         present = {object_id: objects[object_id] for object_id in objects if chance.random() < 0.3}
@@ -77,15 +90,19 @@ def _draw_attempt(chance: random.Random, machines: Mapping[str, Machine], number
     is_sync = "client" not in (source, target)
     cut = chance.randrange(len(ids)) if is_sync else 0
     parts = (ids[:cut], ids[cut:]) if cut else (ids,)
-    operation = Operation(number, kind, machines[source], machines[target], parts, chance.random() < 0.5)
+    shares = chance.random() < 0.5
+    operation = Operation(number, kind, machines[source], machines[target], parts, shares_client=shares)
     return Attempt(operation, objects, present, is_alone=not present, begins_at=0.0)
 
 
 def _the_same(chance: random.Random, operation: Operation) -> Operation:
-    """An operation for the same objects, between the same machines."""
+    """An operation for the same objects, or some of them, between the same machines."""
+    if chance.random() < 0.5:
+        some = [object_id for object_id in operation.object_ids if chance.random() < 0.7]
+        operation = operation.of(some or operation.object_ids)
     is_put = operation.source.name == "client"
     kind = TransferKind.COPY if is_put else _draw_kind(chance)
-    return attrs.evolve(operation, number=operation.number + 1, kind=kind)
+    return attrs.evolve(operation, number=operation.number + 1, kind=kind, timeout=None, detaches=False)
 
 
 def _draw_kind(chance: random.Random) -> TransferKind:

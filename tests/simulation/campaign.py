@@ -2,22 +2,24 @@
 
 import gc
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
 
 import attrs
 
-from tests.simulation.operations import Version1
+from tests.simulation.operations import Version, Version1
+from tests.simulation.version2 import Version2
 from tests.simulation.world import Report, simulate
 
-VERSIONS = {"1": Version1}
+VERSIONS: dict[str, Callable[[random.Random], Version]] = {"1": Version1, "2": Version2}
 """The versions of the protocol, by name."""
 
 _HANGS_AFTER = 60.0

@@ -6,6 +6,7 @@ are carried out, and what more it promises.
 
 import random
 from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import attrs
@@ -29,6 +30,10 @@ class Operation:
     target: Machine
     parts: tuple[tuple[ObjectID, ...], ...]
     """The objects; of a SYNC, those of each peer request."""
+    timeout: float | None = None
+    """For all of it, in seconds, where the version has such a thing."""
+    detaches: bool = False
+    """Whether a SYNC goes on without the client, where the version has such a thing."""
     shares_client: bool = False
     """Whether by the client that the whole program shares."""
     is_again: bool = False
@@ -51,6 +56,16 @@ class Operation:
 
 
 @attrs.frozen
+class Done:
+    """What became of an operation."""
+
+    arrived: Collection[ObjectID]
+    """What is at the target, by the version's word."""
+    excused: Collection[ObjectID] = ()
+    """What is not, although the version tried all that it promises."""
+
+
+@attrs.frozen
 class Promises:
     """What a version promises beyond what holds for all of them."""
 
@@ -61,6 +76,15 @@ class Promises:
     wrong meanwhile. Version 1 promises so only if nothing goes wrong."""
     puts: bool
     """A client can send objects of its own."""
+    persists: bool = False
+    """An operation whose timeout is `LONG` ends with success if the faults end early enough; and each operation with a
+    timeout ends soon after."""
+    chunk_size: int | None = None
+    """Bytes that are received twice, at most, for each connection; None where more may be."""
+
+
+LONG = 600.0
+"""Seconds: a timeout that leaves time for everything to go wrong first."""
 
 
 class Version(Programs, Protocol):
@@ -68,15 +92,20 @@ class Version(Programs, Protocol):
 
     promises: Promises
 
-    async def perform(self, operation: Operation, program: Program) -> set[ObjectID]:
-        """Carry out an operation, as the client's program.
+    def conditions(self) -> AbstractContextManager[object]:
+        """A block in which its worlds run."""
+        ...
 
-        Returns:
-            The objects that are at the target, by the version's word.
+    async def perform(self, operation: Operation, program: Program) -> Done:
+        """Carry out an operation, as the client's program.
 
         Raises:
             PlasmastreamError: the operation failed as a whole.
         """
+        ...
+
+    def in_chunks(self, size: int, source: Machine) -> bool:
+        """Whether an object of that size, data and metadata together, leaves its source in chunks."""
         ...
 
     def left_over(self, program: Program) -> Iterator[str]:
@@ -100,23 +129,32 @@ class Version1:
         """See `Programs`."""
         return Version1Client(host, port, timeouts=PeerTimeouts(), limits=self._limits, connect=program.connect)
 
-    async def perform(self, operation: Operation, program: Program) -> set[ObjectID]:
+    def conditions(self) -> AbstractContextManager[object]:
+        """See `Version`."""
+        return nullcontext()
+
+    async def perform(self, operation: Operation, program: Program) -> Done:
         """See `Version`."""
         source, target = operation.source, operation.target
         is_sync = target is not program.machine
         client = program.client_of((target if is_sync else source).host, shared=operation.shares_client)
+        assert isinstance(client, Version1Client)
         try:
             if is_sync:
                 requests = [PeerRequest(operation.kind, source.host, PORT, part) for part in operation.parts]
                 statuses = await client.sync(requests, timeout=300)
                 parts = zip(operation.parts, statuses, strict=True)
-                return {object_id for part, status in parts if status == Status.SUCCESS for object_id in part}
+                return Done([object_id for part, status in parts if status == Status.SUCCESS for object_id in part])
             transfer = client.take if operation.kind is TransferKind.TAKE else client.copy
             await transfer(operation.object_ids, program.store)
-            return set(operation.object_ids)
+            return Done(operation.object_ids)
         finally:
             if not operation.shares_client:
                 await client.aclose()
+
+    def in_chunks(self, size: int, source: Machine) -> bool:
+        """See `Version`."""
+        return False
 
     def left_over(self, program: Program) -> Iterator[str]:
         """See `Version`."""

@@ -1,4 +1,4 @@
-"""Two thousand worlds, and what they stand on: the same seed is the same story, and what goes wrong is found."""
+"""Thousands of worlds, and what they stand on: the same seed is the same story, and what goes wrong is found."""
 
 import os
 import subprocess
@@ -12,46 +12,50 @@ import trio
 from plasmastream import ObjectID
 from plasmastream.peer import PeerTimeouts, TransferKind
 from plasmastream.peer._dispatcher import Claims
+from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._version1 import Version1Client
 from plasmastream.store import EmbeddedStore, Lease
 from plasmastream.testing import MemoryTransport
 from tests.peer.helpers import contents, fill
 from tests.simulation import campaign
 from tests.simulation.campaign import Kind
+from tests.simulation.ledger import Ledger
 from tests.simulation.machine import Program
-from tests.simulation.operations import Operation, Promises, Version1
+from tests.simulation.operations import Done, Operation, Promises, Version1
+from tests.simulation.version2 import Version2
 from tests.simulation.world import Report, simulate
 
-SEEDS = 2_000
+SEEDS = {"1": 300, "2": 2_000}
 
 
-@pytest.mark.parametrize("version", campaign.VERSIONS)
-def test_nothing_goes_wrong_in_any_world(version: str) -> None:
-    outcome = campaign.run(Kind(version), range(SEEDS))
+@pytest.mark.parametrize(("version", "seeds"), SEEDS.items())
+def test_nothing_goes_wrong_in_any_world(version: str, seeds: int) -> None:
+    outcome = campaign.run(Kind(version), range(seeds))
     assert not outcome.failures, "\n".join(outcome.failures)
     # There is something to survive, and something survives.
     operations = outcome.counts.total()
-    assert operations > 1.5 * SEEDS
+    assert operations > 1.5 * seeds
     assert outcome.counts["done"] > operations / 3
     assert operations - outcome.counts["done"] > operations / 10
-    assert min(outcome.counts[what] for what in ("failed", "cancelled", "died", "partly done")) > SEEDS / 100
+    assert min(outcome.counts[what] for what in ("failed", "cancelled", "died", "partly done")) > seeds / 100
 
 
-def digests(seeds: range, hash_seed: int) -> list[str]:
+def digests(version: str, seeds: range, hash_seed: int) -> list[str]:
     """Of stories told in a process of their own."""
-    command = [sys.executable, "-m", "tests.simulation", "--digests", "--seed", str(seeds.start)]
+    command = [sys.executable, "-m", "tests.simulation", "--version", version, "--digests", "--seed", str(seeds.start)]
     command += ["--step", str(seeds.step), "--seeds", str(len(seeds))]
     environment = os.environ | {"PYTHONHASHSEED": str(hash_seed)}
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
 
 
-def test_a_seed_is_the_same_story_in_every_process() -> None:
-    seeds = range(50)
-    here = [simulate(seed, Version1).digest for seed in seeds]
+@pytest.mark.parametrize("version", campaign.VERSIONS)
+def test_a_seed_is_the_same_story_in_every_process(version: str) -> None:
+    seeds = range(25)
+    here = [report.digest for report in campaign.run_here(Kind(version), seeds)]
     assert len(set(here)) == len(seeds)
-    assert [simulate(seed, Version1).digest for seed in seeds[:10]] == here[:10]
-    assert digests(seeds, 1) == here
-    assert digests(seeds[::-1], 2) == here[::-1]  # nor does it depend on what was before
+    assert [report.digest for report in campaign.run_here(Kind(version), seeds[:10])] == here[:10]
+    assert digests(version, seeds, 1) == here
+    assert digests(version, seeds[::-1], 2) == here[::-1]  # nor does it depend on what was before
 
 
 def test_a_failure_says_its_seed_and_is_the_same_again() -> None:
@@ -71,14 +75,14 @@ class Ideal(Version1):
 
     promises = Promises(sees_lies=True, finishes=True, puts=True)
 
-    async def perform(self, operation: Operation, program: Program) -> set[ObjectID]:
+    async def perform(self, operation: Operation, program: Program) -> Done:
         """See `Version`."""
         there = contents(operation.source.store)
         present = contents(operation.target.store)
         fill(operation.target.store, {id_: there[id_] for id_ in operation.object_ids if id_ not in present})
         if operation.kind is TransferKind.TAKE:
             await operation.source.store.delete(operation.object_ids)
-        return set(operation.object_ids)
+        return Done(operation.object_ids)
 
 
 def test_a_version_that_keeps_its_promises_is_found_to_do_so() -> None:
@@ -89,10 +93,12 @@ def test_a_version_that_keeps_its_promises_is_found_to_do_so() -> None:
 # What is found
 
 
-def first_failure(seeds: range, *, lies: bool = False, match: str = "") -> Report:
+def first_failure(
+    seeds: range, *, version: type[Version1 | Version2] = Version1, lies: bool = False, match: str = ""
+) -> Report:
     """The first world in which such a thing goes wrong."""
     for seed in seeds:
-        report = simulate(seed, Version1, lies=lies)
+        report = simulate(seed, version, lies=lies)
         if any(match in failure for failure in report.failures):
             return report
     pytest.fail(f"nothing like {match!r} was found")
@@ -103,6 +109,22 @@ def test_lies_are_found_that_a_version_believes(match: str) -> None:
     report = first_failure(range(200), lies=True, match=match)
     again = simulate(report.seed, Version1, lies=True)
     assert (again.failures, again.story) == (report.failures, report.story)
+
+
+def test_bytes_that_come_twice_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(self: Ledger, needed: int) -> int:
+        return 2 * self.received - needed
+
+    monkeypatch.setattr(Ledger, "twice", twice)
+    first_failure(range(60, 100), version=Version2, match="were received twice")
+
+
+def test_operations_that_give_up_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def pause(self: Persistence, at_least: float = 0.0) -> bool:
+        return False
+
+    monkeypatch.setattr(Persistence, "pause", pause)
+    first_failure(range(100), version=Version2, match="although the trouble was over soon")
 
 
 def test_objects_that_are_lost_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

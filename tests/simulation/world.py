@@ -10,6 +10,8 @@ version:
 - What an operation says has arrived is at its target; each operation ends in time.
 - When all is well, an operation succeeds, and a successful TAKE leaves nothing at the source. (What a version promises
   in trouble, it says.)
+- Where a version persists, an operation with a long timeout succeeds if the trouble ends in time.
+- Where a version resumes, nothing is received twice, but for a chunk per connection.
 - In the end no task runs that was started for a connection or an operation, no connection is open, and nothing is
   held, unsealed, awaited or claimed.
 """
@@ -21,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from unittest import mock
 
 import attrs
 import trio
@@ -34,15 +37,20 @@ from tests.peer.helpers import Objects, contents, fill
 from tests.simulation.attempts import Attempt, draw_attempts
 from tests.simulation.chance import determined, drawn, log_uniform
 from tests.simulation.faults import Weather
-from tests.simulation.machine import Machine
+from tests.simulation.ledger import kept
+from tests.simulation.machine import Machine, Slowness
 from tests.simulation.network import Network
-from tests.simulation.operations import Operation, Version
+from tests.simulation.operations import LONG, Done, Operation, Version
 from tests.simulation.trace import Trace
 from tests.store.helpers import assert_untouched
 
 _CAPACITY = 1 << 20
 _DEADLINE = 900.0
 """Seconds that an operation may take, in the worst weather."""
+_LATE = 60.0
+"""Seconds that an operation may take beyond its timeout."""
+_TOKEN = 30.0
+"""Seconds that a server remembers what was put."""
 _QUIET = 1_000.0
 """Seconds after which nothing may be left: longer than the servers' patience with idle connections."""
 
@@ -82,6 +90,7 @@ class World:
         self._objects: Objects = {}
         self._labels: dict[ObjectID, str] = {}
         self._is_fair = True  # apart from connections
+        self._is_calmed = False
         self._taken_in_trouble: list[Operation] = []
         self._taken_in_peace: list[Operation] = []
 
@@ -90,9 +99,16 @@ class World:
         with ExitStack() as stack:
             for number, name in enumerate(("client", "north", "south")):
                 store = stack.enter_context(EmbeddedStore(_CAPACITY))
-                machine = Machine(name, f"10.0.0.{number + 1}", store, self._network, self._version)
+                slowness = Slowness(self._chance.choice([0.0, 0.0, 0.0, 0.1]), drawn(self.seed, f"calls at {name}"))
+                self._is_fair = self._is_fair and not slowness.share
+                machine = Machine(name, f"10.0.0.{number + 1}", store, self._network, self._version, slowness)
                 self._machines[name] = machine
+                for method in ("create", "put_many"):
+                    keeps = partial(getattr(store.core, method), evict=False)
+                    stack.enter_context(mock.patch.object(store.core, method, keeps))
                 store.core.add_listener(_Watch(machine, self))
+            stack.enter_context(self._version.conditions())
+            self._ledger = stack.enter_context(kept())
             stack.enter_context(_logged(self.trace))
             stack.enter_context(determined(self.seed))
             try:
@@ -110,10 +126,14 @@ class World:
                 await nursery.start(machine.run)
             async with trio.open_nursery() as trouble:
                 self._draw_accidents(trouble)
+                if self._chance.random() < 0.5:
+                    self._is_calmed = True
+                    trouble.start_soon(self._calm, log_uniform(self._chance, 0.1, 60), trouble)
                 async with trio.open_nursery() as operations:
                     for attempt in attempts:
                         operations.start_soon(self._try, attempt)
                 trouble.cancel_scope.cancel()
+            self._check_ledger(attempts)
             was_fair = self._network.is_fair and self._is_fair
             self._network.calm()
             await trio.sleep(_QUIET)
@@ -129,7 +149,8 @@ class World:
 
     def _provide(self, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
-            self._is_fair = self._is_fair and not attempt.is_cancelled
+            is_hurried = attempt.is_cancelled or attempt.operation.timeout not in (None, LONG)
+            self._is_fair = self._is_fair and not is_hurried
             self._objects |= attempt.objects
             operation = attempt.operation
             for index, object_id in enumerate(attempt.objects):
@@ -142,12 +163,22 @@ class World:
         for _ in range(chance.choice([0, 0, 0, 1, 2])):
             self._is_fair = False
             machine = self._machines[chance.choice(["client", "north", "south"])]
-            accident = chance.choice([machine.kill, machine.kill, machine.unplug])
-            strikes = partial(accident, log_uniform(chance, 0.001, 100))
+            seconds = log_uniform(chance, 0.001, 100)
+            fills_up = partial(trouble.start_soon, machine.fill_up, seconds)
+            kills = partial(machine.kill, seconds)
+            strikes = chance.choice([kills, kills, partial(machine.unplug, seconds), fills_up])
             if chance.random() < 0.7:
                 self._network.at_event(int(log_uniform(chance, 1, 150)), strikes)
             else:
                 trouble.start_soon(_later, log_uniform(chance, 0.001, 60), strikes)
+
+    async def _calm(self, after: float, trouble: trio.Nursery) -> None:
+        """End the trouble while operations run."""
+        await trio.sleep(after)
+        self.trace.note("no more trouble")
+        self._network.calm()
+        self._network.cut_unfair()
+        trouble.cancel_scope.cancel()
 
     async def _try(self, attempt: Attempt) -> None:
         operation = attempt.operation
@@ -155,11 +186,22 @@ class World:
         scope = trio.CancelScope()
         if attempt.cancelled_at_event is not None:
             self._network.at_event(self._network.events + attempt.cancelled_at_event, scope.cancel)
-        arrived = await self._perform(operation, scope, attempt.cancelled_after)
-        must_succeed = self._is_fair and self._network.is_fair and (attempt.is_alone or self._version.promises.finishes)
-        if must_succeed and arrived != set(operation.object_ids):
+        promises = self._version.promises
+        client = self._machines["client"].program
+        done = await self._perform(operation, scope, attempt.cancelled_after)
+        left = set(operation.object_ids) - set(done.arrived)
+        if left and self._is_fair and self._network.is_fair and (attempt.is_alone or promises.finishes):
             self.trace.fail(f"{operation} has failed, although all was well")
-        self._taken_in_trouble.append(operation.of(arrived))
+        has_lived = client is not None and not client.door.is_closed and not attempt.is_cancelled
+        if (
+            left.difference(done.excused)
+            and promises.persists
+            and self._is_calmed
+            and operation.timeout == LONG
+            and has_lived
+        ):
+            self.trace.fail(f"{operation} has failed, although the trouble was over soon")
+        self._taken_in_trouble.append(operation.of(done.arrived))
 
     async def _finish(self, operation: Operation) -> None:
         """Ask for what did not arrive, once more and with success."""
@@ -167,36 +209,40 @@ class World:
         is_there = operation.target.store.core.table.find_sealed
         missing = [object_id for object_id in operation.object_ids if promises.finishes or not is_there(object_id)]
         if missing:
-            again = attrs.evolve(operation.of(missing), is_again=True)
-            arrived = await self._perform(again, trio.CancelScope(), None)
-            if arrived != set(missing):
+            again = attrs.evolve(operation.of(missing), timeout=None, is_again=True)
+            done = await self._perform(again, trio.CancelScope(), None)
+            if set(done.arrived) != set(missing):
                 self.trace.fail(f"{again} has failed, although all is well")
-            self._taken_in_peace.append(again.of(arrived))
+            self._taken_in_peace.append(again.of(done.arrived))
 
-    async def _perform(self, operation: Operation, scope: trio.CancelScope, timeout: float | None) -> set[ObjectID]:
-        """Have the client's program carry out an operation; what has arrived."""
+    async def _perform(self, operation: Operation, scope: trio.CancelScope, timeout: float | None) -> Done:
+        """Have the client's program carry out an operation."""
         program = self._machines["client"].program
         if program is None:
             self._count("not begun", operation)
-            return set()
-        arrived: set[ObjectID] = set()
+            return Done(())
+        done = Done(())
         over = trio.Event()
 
         async def perform() -> None:
+            nonlocal done
             outcome = "died"
+            deadline = _DEADLINE
+            if operation.timeout is not None and self._version.promises.persists:
+                deadline = operation.timeout + _LATE
             try:
-                with trio.move_on_after(_DEADLINE) as limit, scope:
+                with trio.move_on_after(deadline) as limit, scope:
                     if timeout is not None:
                         scope.deadline = trio.current_time() + timeout
                     outcome = "cancelled"
                     try:
-                        arrived.update(await self._version.perform(operation, program))
-                        outcome = "done" if len(arrived) == len(operation.object_ids) else "partly done"
+                        done = await self._version.perform(operation, program)
+                        outcome = "done" if len(done.arrived) == len(operation.object_ids) else "partly done"
                     except PlasmastreamError as error:
                         outcome = "failed"
                         self.trace.note(f"{operation}: {error}")
                 if limit.cancelled_caught:
-                    self.trace.fail(f"{operation} did not end within {_DEADLINE:g} s")
+                    self.trace.fail(f"{operation} did not end within {deadline:g} s")
             finally:
                 self._count("died" if program.door.is_closed else outcome, operation)
                 over.set()
@@ -204,10 +250,10 @@ class World:
         self.trace.note(f"{operation} begins")
         program.nursery.start_soon(perform)
         await over.wait()
-        for object_id in arrived:
+        for object_id in done.arrived:
             if operation.target.store.core.table.find_sealed(object_id) is None:
                 self.trace.fail(f"{self.label(object_id)} has arrived at {operation.target.name}, but is not there")
-        return arrived
+        return done
 
     def _count(self, outcome: str, operation: Operation) -> None:
         self.counts[outcome] += 1
@@ -232,6 +278,27 @@ class World:
         ):
             self.trace.fail(f"nobody has {self.label(object_id)} any more")
 
+    def _check_ledger(self, attempts: Sequence[Attempt]) -> None:
+        """Nothing came twice, but for a chunk per connection."""
+        chunk_size = self._version.promises.chunk_size
+        if chunk_size is None or not all(map(self._resumes, attempts)):
+            return
+        needed = 0
+        for operation in (attempt.operation for attempt in attempts):
+            for data, metadata in (self._objects[object_id] for object_id in operation.object_ids):
+                needed += len(data) * self._version.in_chunks(len(data) + len(metadata), operation.source)
+        twice = self._ledger.twice(needed)
+        self.trace.note(f"received twice: {twice} bytes")
+        if twice > chunk_size * self._network.connections:
+            self.trace.fail(f"{twice} bytes were received twice, over {self._network.connections} connections")
+
+    def _resumes(self, attempt: Attempt) -> bool:
+        operation, client = attempt.operation, self._machines["client"]
+        is_sync = client not in (operation.source, operation.target)
+        has_lapsed = operation.source is client and trio.current_time() > _TOKEN
+        kills = client.kills + operation.target.kills
+        return not (kills or attempt.is_cancelled or has_lapsed or (is_sync and not operation.detaches))
+
     async def _settle(self) -> None:
         client = self._machines["client"].program
         assert client is not None
@@ -240,6 +307,7 @@ class World:
 
     def _check_end(self, was_fair: bool) -> None:
         for machine in self._machines.values():
+            machine.store.core.settle()  # what was held until nobody looked through a view of it any more
             for entry in machine.store.core.table:
                 self.check_bytes(machine, entry)
             for what in self._left_over(machine):
@@ -266,7 +334,7 @@ class World:
         try:
             assert_untouched(machine.store)
         except AssertionError as error:
-            yield f"something unsealed, held or awaited {error}"
+            yield f"something unsealed, held or awaited: {error or traceback.format_exc()}"
 
 
 @attrs.frozen(eq=False)
