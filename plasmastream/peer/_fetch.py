@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import anyio
 import anyio.lowlevel
-import attrs
 from xxhash import xxh3_64_intdigest
 
 from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError, RemoteProtocolError, StoreError
@@ -24,7 +23,8 @@ from plasmastream.peer._incoming import Incoming, Ranges, outcome_of_failed_put,
 from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._results import RefusedError, Result, outcome_of
-from plasmastream.store._object_store import Lease, NewObject, ObjectStore
+from plasmastream.peer._wanted import Piece, Wanted, piece_of, shares
+from plasmastream.store._object_store import NewObject, ObjectStore
 from plasmastream.wire.stream.v2 import (
     TOKEN_SIZE,
     ChunkEnded,
@@ -55,29 +55,6 @@ _OPEN_AT_ONCE = 4096
 _ATTEMPTS = 3
 _SHARE = 64 << 20  # bytes of a READ, so that several connections share a large object
 _CLOSE_WITHIN = 5.0
-
-
-@attrs.define(eq=False)
-class _Wanted:
-    """One object, and how far it has come."""
-
-    object_id: ObjectID
-    result: Result | None = None
-    is_open: bool = False
-    """Whether the source holds it for our token."""
-    handle: int = 0
-    incoming: Incoming | None = None
-    """Set while it is on its way, if it is large."""
-    lease: Lease | None = None
-    """Set when it is sealed here."""
-    was_present: bool = False
-    """Whether it was sealed here before we came."""
-    unchecked: Ranges | None = None
-    """What is here, but may differ from what the source has open."""
-    damaged: dict[int, int] = attrs.Factory(dict)
-    """How often a chunk arrived damaged, by its offset."""
-    obstacle: tuple[int, str] = (Outcome.BROKEN_OFF, "")
-    """What stood in the way last."""
 
 
 class Fetch:
@@ -111,7 +88,7 @@ class Fetch:
         self._lanes = lanes
         self._store = store
         self._take = take
-        self._wanted = [_Wanted(object_id) for object_id in object_ids]
+        self._wanted = [Wanted(object_id) for object_id in object_ids]
         self._persistence = persistence
         self._encoding = encoding
         self._store_timeout = store_timeout
@@ -150,10 +127,10 @@ class Fetch:
         return [wanted.result for wanted in self._wanted if wanted.result is not None]
 
     @property
-    def _unfinished(self) -> list[_Wanted]:
+    def _unfinished(self) -> list[Wanted]:
         return [wanted for wanted in self._wanted if wanted.result is None]
 
-    async def _find_present(self, absent: Sequence[_Wanted]) -> None:
+    async def _find_present(self, absent: Sequence[Wanted]) -> None:
         """Find out which of some objects are sealed here, and hold them."""
         present = await self._store.contains([wanted.object_id for wanted in absent])
         there = [wanted for wanted, is_there in zip(absent, present, strict=True) if is_there]
@@ -210,16 +187,16 @@ class Fetch:
 
     # Outcomes
 
-    def _finish(self, wanted: _Wanted, outcome: int, reason: str = "") -> None:
+    def _finish(self, wanted: Wanted, outcome: int, reason: str = "") -> None:
         wanted.result = Result(wanted.object_id, outcome, reason)
         if wanted.is_open:
             self._to_close.append(wanted.object_id)
         self._moved = True
 
-    def _succeed(self, wanted: _Wanted) -> None:
+    def _succeed(self, wanted: Wanted) -> None:
         self._finish(wanted, Outcome.PRESENT if wanted.was_present else Outcome.DONE)
 
-    def _hinder(self, wanted: _Wanted, outcome: int, reason: str) -> None:
+    def _hinder(self, wanted: Wanted, outcome: int, reason: str) -> None:
         """Note what stands in the way of an object now; it is final where it cannot pass."""
         wanted.obstacle = outcome, reason
         known = Outcome.known(outcome)
@@ -229,7 +206,7 @@ class Fetch:
             wanted.is_open = False
         self._hindered.add(wanted.object_id)
 
-    def _give_up(self, left: Iterable[_Wanted], outcome: int | None = None, reason: str = "") -> None:
+    def _give_up(self, left: Iterable[Wanted], outcome: int | None = None, reason: str = "") -> None:
         stuck = self._persistence.seconds_stuck
         for wanted in left:
             last, words = wanted.obstacle
@@ -252,10 +229,10 @@ class Fetch:
             async with self._lanes.channel(Lane.SMALL) as channel:
                 await self._open(channel, closed[first : first + _OPEN_AT_ONCE])
 
-    async def _open(self, channel: ClientChannel, batch: Sequence[_Wanted]) -> None:
+    async def _open(self, channel: ClientChannel, batch: Sequence[Wanted]) -> None:
         unanswered = dict(enumerate(batch))
 
-        def answered(index: int) -> _Wanted:
+        def answered(index: int) -> Wanted:
             wanted = unanswered.pop(index, None)
             if wanted is None:
                 raise RemoteProtocolError(f"{channel.peer} answered for object {index}, which it was not asked for now")
@@ -283,13 +260,13 @@ class Fetch:
         for wanted in unanswered.values():
             self._note_damage(wanted, -1)
 
-    async def _take_run(self, run: Sequence[tuple[_Wanted, memoryview, memoryview]]) -> None:
+    async def _take_run(self, run: Sequence[tuple[Wanted, memoryview, memoryview]]) -> None:
         news = []
         for wanted, data, metadata in run:
             wanted.is_open = self._take and wanted.lease is not None
             if wanted.lease is None:
                 news.append((wanted, data, metadata))
-            elif not _is_same(wanted.lease, data, metadata):
+            elif not wanted.is_same(data, metadata):
                 self._finish(wanted, Outcome.DIFFERENT)
         if not news:
             return
@@ -304,10 +281,10 @@ class Fetch:
             self._progressed(1, len(data) + len(metadata))
             if not self._take:
                 self._succeed(wanted)
-            elif wanted.was_present and not _is_same(lease, data, metadata):
+            elif wanted.was_present and not wanted.is_same(data, metadata):
                 self._finish(wanted, Outcome.DIFFERENT)
 
-    async def _take_description(self, wanted: _Wanted, described: ObjectDescribed) -> None:
+    async def _take_description(self, wanted: Wanted, described: ObjectDescribed) -> None:
         incoming, lease = wanted.incoming, wanted.lease
         is_same_lease = wanted.handle == described.handle
         wanted.is_open, wanted.handle = True, described.handle
@@ -331,7 +308,7 @@ class Fetch:
             await incoming.abort()
         wanted.incoming = Incoming(wanted.object_id, described.data_size, described.metadata)
 
-    def _note_damage(self, wanted: _Wanted, offset: int) -> None:
+    def _note_damage(self, wanted: Wanted, offset: int) -> None:
         _log.info("object %s was damaged on its way from %s", wanted.object_id, self._lanes)
         wanted.damaged[offset] = wanted.damaged.get(offset, 0) + 1
         wanted.obstacle = Outcome.BROKEN_OFF, "it was damaged on its way"
@@ -354,7 +331,7 @@ class Fetch:
             while (event := await channel.answer()) is not None:
                 match event:
                     case ChunkSummed():
-                        wanted, start, end = _piece(channel, event, ranges)
+                        wanted, start, end = piece_of(event, ranges)
                         self._compare(wanted, start, end, event.checksum)
                         await anyio.lowlevel.checkpoint()
                     case Outcomes():
@@ -362,7 +339,7 @@ class Fetch:
                     case _:
                         _expect(event, Progress)
 
-    def _compare(self, wanted: _Wanted, start: int, end: int, checksum: int) -> None:
+    def _compare(self, wanted: Wanted, start: int, end: int, checksum: int) -> None:
         if wanted.unchecked is not None:
             wanted.unchecked.remove(start, end)
         self._moved = True
@@ -382,12 +359,12 @@ class Fetch:
             for wanted in self._unfinished
             if wanted.is_open and wanted.incoming is not None and wanted.lease is None and not wanted.unchecked
         ]
-        shares = deque(_shares(readable))
+        left = deque(shares(readable, _SHARE, _OPEN_AT_ONCE))
         failures: list[PlasmastreamError] = []
 
         async def work() -> None:
-            while shares:
-                share = shares.popleft()
+            while left:
+                share = left.popleft()
                 try:
                     async with self._budget.spend(sum(end - start for _, start, end in share)):
                         await self._read_share(share)
@@ -395,16 +372,16 @@ class Fetch:
                     failures.append(error)
                     return
 
-        if len(shares) == 1:
+        if len(left) == 1:
             await work()
         else:
             async with anyio.create_task_group() as tasks:
-                for _ in range(min(Lane.LARGE.value, len(shares))):
+                for _ in range(min(Lane.LARGE.value, len(left))):
                     tasks.start_soon(work)
         if failures:
             raise failures[0]
 
-    async def _read_share(self, share: Sequence[tuple[_Wanted, int, int]]) -> None:
+    async def _read_share(self, share: Sequence[Piece]) -> None:
         ranges = [piece for piece in share if await self._begin(piece[0])]
         for wanted, start, end in ranges:
             if start == end:
@@ -418,13 +395,13 @@ class Fetch:
                 while (event := await channel.answer()) is not None:
                     match event:
                         case ChunkStarted():
-                            wanted, start, end = _piece(channel, event, ranges)
+                            wanted, start, end = piece_of(event, ranges)
                             if wanted.incoming is None or not wanted.incoming.missing.covers(start, end):
                                 raise RemoteProtocolError(f"{channel.peer} sent the same bytes twice")
                             with wanted.incoming.place(start, end) as place:
                                 channel.connection.supply_buffer(place)
                         case ChunkEnded():
-                            wanted, start, end = _piece(channel, event, ranges)
+                            wanted, start, end = piece_of(event, ranges)
                             await self._take_chunk(wanted, start, end, event.is_intact)
                         case Outcomes():
                             self._hinder_ranges(event, ranges)
@@ -433,7 +410,7 @@ class Fetch:
             finally:
                 channel.connection.discard_chunk()  # whose place may be given back soon
 
-    async def _begin(self, wanted: _Wanted) -> bool:
+    async def _begin(self, wanted: Wanted) -> bool:
         """Make the object in the store, if that is not done; whether it can be written to."""
         incoming = wanted.incoming
         if wanted.result is not None or incoming is None or wanted.object_id in self._hindered:
@@ -446,7 +423,7 @@ class Fetch:
             return False
         return wanted.incoming is incoming
 
-    async def _store_refused(self, wanted: _Wanted, outcome: Outcome, reason: str) -> None:
+    async def _store_refused(self, wanted: Wanted, outcome: Outcome, reason: str) -> None:
         if outcome is Outcome.BEING_WRITTEN:
             (lease,) = await self._store.get([wanted.object_id])
             if lease is not None:  # somebody has been faster
@@ -458,7 +435,7 @@ class Fetch:
                 return
         self._hinder(wanted, outcome, reason)
 
-    async def _take_chunk(self, wanted: _Wanted, start: int, end: int, is_intact: bool) -> None:
+    async def _take_chunk(self, wanted: Wanted, start: int, end: int, is_intact: bool) -> None:
         incoming = wanted.incoming
         if incoming is None or wanted.result is not None:
             return
@@ -471,7 +448,7 @@ class Fetch:
             await self._seal(wanted)
         await anyio.lowlevel.checkpoint()  # small requests have their turn, however fast this goes
 
-    async def _seal(self, wanted: _Wanted) -> None:
+    async def _seal(self, wanted: Wanted) -> None:
         incoming = wanted.incoming
         assert incoming is not None
         try:
@@ -485,12 +462,12 @@ class Fetch:
             self._succeed(wanted)
 
     async def _send_read(
-        self, channel: ClientChannel, ranges: Sequence[tuple[_Wanted, int, int]], *, checksums: bool
+        self, channel: ClientChannel, ranges: Sequence[Piece], *, checksums: bool
     ) -> None:
         asked = tuple(Range(wanted.handle, start, end - start) for wanted, start, end in ranges)
         await channel.send(Read(self._token, checksums, self._encoding, asked))
 
-    def _hinder_ranges(self, outcomes: Outcomes, ranges: Sequence[tuple[_Wanted, int, int]]) -> None:
+    def _hinder_ranges(self, outcomes: Outcomes, ranges: Sequence[Piece]) -> None:
         for index in outcomes.indexes:
             if index >= len(ranges):
                 raise RemoteProtocolError(f"{self._lanes} answered for range {index} of {len(ranges)}")
@@ -549,44 +526,3 @@ class Fetch:
 def _expect(event: Event | Message, *kinds: type) -> None:
     if not isinstance(event, kinds):
         raise RemoteProtocolError(f"an answer has a {type(event).__name__}, which does not belong there")
-
-
-def _is_same(lease: Lease, data: memoryview, metadata: memoryview) -> bool:
-    return lease.data == data and lease.metadata == metadata
-
-
-def _piece(
-    channel: ClientChannel,
-    chunk: ChunkStarted | ChunkEnded | ChunkSummed,
-    ranges: Sequence[tuple[_Wanted, int, int]],
-) -> tuple[_Wanted, int, int]:
-    """The object that a chunk belongs to, and where in it the chunk begins and ends."""
-    start, end = chunk.offset, chunk.offset + chunk.length
-    if chunk.index < len(ranges):
-        wanted, first, last = ranges[chunk.index]
-        if first <= start and end <= last:
-            return wanted, start, end
-    raise RemoteProtocolError(f"{channel.peer} sent bytes {start} to {end} of range {chunk.index} unasked")
-
-
-def _shares(readable: Iterable[_Wanted]) -> Iterable[list[tuple[_Wanted, int, int]]]:
-    """Divide what is missing into READs of about equal size."""
-    share: list[tuple[_Wanted, int, int]] = []
-    size = 0
-    for wanted in readable:
-        assert wanted.incoming is not None
-        for start, end in tuple(wanted.incoming.missing) or ((0, 0),):
-            at = start
-            while True:
-                step = min(end, at + _SHARE - size)
-                share.append((wanted, at, step))
-                size += step - at
-                at = step
-                if size >= _SHARE or len(share) >= _OPEN_AT_ONCE:
-                    yield share
-                    share, size = [], 0
-                if at >= end:
-                    break
-    if share:
-        yield share
-
