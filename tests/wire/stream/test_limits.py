@@ -179,7 +179,8 @@ def test_ports(port: int) -> None:
     [
         ("00", "unknown type 0"),
         ("04", "unknown type 4"),
-        ("51", "unknown type 81"),
+        ("51", "begins like one of version 2"),
+        ("61", "unknown type 97"),
         ("01 0100 01 04 e507", "unknown type 1"),
         ("01 0100 04 04 e507", "unknown type 4"),
         ("01 0100 02 05 e507", "unknown kind 5"),
