@@ -5,6 +5,7 @@ in order. Which version the peer speaks is found out here, by the first connecti
 """
 
 import logging
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import Enum
@@ -68,7 +69,13 @@ class Lanes:
         self._in_use: set[ClientChannel] = set()
         self._is_closed = False
         self._has_spoken_version_2 = False
-        self._version_1_until = 0.0
+        self._silences = 0
+        self._version_1_until = -math.inf
+
+    @property
+    def is_old(self) -> bool:
+        """Whether the peer is known to speak version 1 alone."""
+        return anyio.current_time() < self._version_1_until
 
     @property
     def in_use(self) -> int:
@@ -123,7 +130,7 @@ class Lanes:
 
     async def _open(self) -> ClientChannel:
         introduction = self._introduction
-        if introduction.may_fall_back and anyio.current_time() < self._version_1_until:
+        if introduction.may_fall_back and self.is_old:
             raise OldPeerError(f"{self} speaks version 1")
         transport = await self._connect(self._host, self._port, timeout=introduction.connect_timeout)
         try:
@@ -134,9 +141,7 @@ class Lanes:
             transport.abort()
             if self._has_spoken_version_2 or not introduction.may_fall_back:
                 raise PeerError(f"{self} ended the connection before the greeting") from error
-            if anyio.current_time() >= self._version_1_until:  # else another connection has said so
-                _log.info("%s does not know version 2 of the protocol; version 1 is spoken with it", self)
-            self._version_1_until = anyio.current_time() + _VERSION_1_FOR
+            self._note_silence()
             raise OldPeerError(f"{self} speaks version 1") from error
         except PeerStalledError as error:
             transport.abort()
@@ -150,6 +155,14 @@ class Lanes:
             channel.close()
             raise RefusedError(f"{self} is this server itself", Outcome.REFUSED)
         return channel
+
+    def _note_silence(self) -> None:
+        """A connection ended without an answer to the greeting. One may do so by chance, and is not remembered."""
+        self._silences += 1
+        if self._silences == 1:
+            _log.info("%s does not seem to know version 2 of the protocol; version 1 is spoken with it", self)
+        else:
+            self._version_1_until = anyio.current_time() + _VERSION_1_FOR
 
     def __str__(self) -> str:
         return format_address((self._host, self._port))

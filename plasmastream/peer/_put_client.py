@@ -88,9 +88,9 @@ class Upload:
                 try:
                     await self._put(left[:_AT_ONCE])
                     failure = None
-                except OldPeerError:
-                    raise
                 except (PeerError, ProtocolError) as error:
+                    if isinstance(error, OldPeerError) and self._lanes.is_old:
+                        raise
                     self._persistence.failed(error)
                     failure = error
                 if self._moved and failure is None:
