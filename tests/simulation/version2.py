@@ -56,10 +56,8 @@ class Version2:
     @contextmanager
     def conditions(self) -> Iterator[None]:
         """See `Version`."""
-        with (
-            mock.patch.object(_fetch, "_SHARE", self._share),
-            mock.patch.object(_fetch, "_OPEN_AT_ONCE", self._at_once),
-        ):
+        share = mock.patch.object(_fetch, "_SHARE", self._share)
+        with share, mock.patch.object(_fetch, "_OPEN_AT_ONCE", self._at_once):
             yield
 
     @property
