@@ -125,7 +125,7 @@ async def test_what_is_closed_while_it_is_used_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("end", ["ends", "breaks"])
-async def test_an_old_peer_is_remembered_for_ten_minutes_from_the_second_time_on(end: str, autojump_clock: MockClock) -> None:
+async def test_an_old_peer_is_remembered_from_the_second_time_on(end: str, autojump_clock: MockClock) -> None:
     async with peer() as there:
         lanes = there.lanes()
         there.behaviour = end
