@@ -82,7 +82,7 @@ faults: setup
 
 # Two machines are two network namespaces here. PEER_VERSION=2 lets happen what version 1 cannot notice.
 SECONDS ?= 600
-PEER_VERSION ?= 1
+PEER_VERSION ?= 2
 soak: setup
 	@$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(or $(SEED),1) --peer-version $(PEER_VERSION)
 

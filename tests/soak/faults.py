@@ -23,10 +23,11 @@ def script_of(seed: int, side: int, number: int, version: int) -> Script:
     weights = [6, 6, 1, 1]
     if version > 1:
         kinds += ["half-close", "flip", "noise"]
-        weights += [1, 3, 1]
+        weights = [1, *weights[1:], 1, 3, 1]
     # The objects go to the client; what goes to the server is short.
     to_client = rng.random() < 0.8
-    at = int(math.exp(rng.uniform(0, math.log(256 * MIB if to_client else 4 * KIB))))
+    farthest = (256 if version == 1 else 64) * MIB if to_client else 4 * KIB
+    at = int(math.exp(rng.uniform(0, math.log(farthest))))
     fault: Fault
     match rng.choices(kinds, weights)[0]:
         case "none":
@@ -43,7 +44,10 @@ def script_of(seed: int, side: int, number: int, version: int) -> Script:
             fault = Flip(at, bit=rng.randrange(8))
         case _:
             fault = Noise(10 ** rng.uniform(-8, -6), seed=number)
-    return Script(to_client=[fault]) if to_client else Script(to_server=[fault])
+    faults = [fault]
+    if version > 1:  # whose connections are kept, and would be whole for ever once their fault is over
+        faults.append(Cut(at + rng.randrange(64 * MIB if to_client else 64 * KIB), reset=rng.random() < 0.5))
+    return Script(to_client=faults) if to_client else Script(to_server=faults)
 
 
 class Machine(Protocol):
