@@ -207,14 +207,13 @@ class Fetch:
         self._hindered.add(wanted.object_id)
 
     def _give_up(self, left: Iterable[Wanted], outcome: int | None = None, reason: str = "") -> None:
-        stuck = self._persistence.seconds_stuck
         for wanted in left:
             last, words = wanted.obstacle
             parts = [reason, words] if outcome is not None and last is not Outcome.BROKEN_OFF else [reason or words]
             incoming = wanted.incoming
             if incoming is not None:
                 parts.append(f"{incoming.nbytes_verified:,} of {incoming.data_size:,} bytes had arrived")
-            parts.append(f"the last progress was {stuck:.3g} s ago, with {self._lanes}")
+            parts.append(f"{self._persistence.standstill}, with {self._lanes}")
             what = outcome if outcome is not None else last
             if wanted.lease is not None and not wanted.was_present:
                 what = Outcome.NOT_DROPPED

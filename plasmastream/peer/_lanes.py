@@ -17,7 +17,7 @@ from plasmastream._errors import PeerError
 from plasmastream.peer._channel import ClientChannel, NoAnswerError
 from plasmastream.peer._results import RefusedError
 from plasmastream.peer._transport import Connect, PeerStalledError, UnreachableError, format_address
-from plasmastream.wire.stream.v2 import Hello, Limits, Outcome, Patience
+from plasmastream.wire.stream.v2 import DamagedError, Hello, Limits, Outcome, Patience
 
 _log = logging.getLogger(__name__)
 
@@ -146,6 +146,9 @@ class Lanes:
         except PeerStalledError as error:
             transport.abort()
             raise UnreachableError(str(error)) from error
+        except DamagedError as error:
+            transport.abort()
+            raise PeerError(f"{self}: {error}") from error
         except BaseException:
             transport.abort()
             raise

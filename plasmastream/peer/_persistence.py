@@ -49,6 +49,13 @@ class Persistence:
         """Seconds since the last progress."""
         return anyio.current_time() - self._since
 
+    @property
+    def standstill(self) -> str:
+        """In words, how long nothing has moved."""
+        if not self.has_progressed:
+            return f"nothing has moved in {self.seconds_stuck:.3g} s"
+        return f"the last progress was {self.seconds_stuck:.3g} s ago"
+
     async def pause(self, at_least: float = 0.0) -> bool:
         """Wait before the next attempt. False, at once, where it would come too late."""
         wait = max(at_least, self._wait * self._uniform(0.5, 1.0))

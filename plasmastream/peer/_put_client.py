@@ -110,7 +110,7 @@ class Upload:
             reasons.insert(0, "the time allowed for it is over")
         size = sum(map(len, self._contents[index]))
         how_far = f"{size - (self._unsent[index] or 0):,} of {size:,} bytes had left"
-        stuck = f"the last progress was {self._persistence.seconds_stuck:.3g} s ago, with {self._lanes}"
+        stuck = f"{self._persistence.standstill}, with {self._lanes}"
         return Result(self._objects[index].object_id, outcome, "; ".join((*reasons, how_far, stuck)))
 
     async def _may_go_on(self, failure: PlasmastreamError | None) -> bool:

@@ -121,7 +121,7 @@ def check_results(results: Sequence[Result], peer: object) -> None:
     """See that all went well.
 
     Raises:
-        UnreachableError, PeerStalledError: nothing did, for that reason.
+        UnreachableError: nothing did, since nobody answers there.
         IncompleteError: not all did.
     """
     failed = [result for result in results if not result.is_success]

@@ -8,13 +8,16 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Protocol
+from contextlib import suppress
+from typing import Protocol, TypeAlias
 
 import anyio
 import anyio.lowlevel
 
 from plasmastream._errors import PeerError
 from plasmastream._os_errors import reason_of
+
+_Address: TypeAlias = tuple[str | int, ...]
 
 DEFAULT_PORT = 2021
 """The port of the first implementation."""
@@ -204,20 +207,29 @@ async def connect(host: str, port: int, *, timeout: float) -> TcpTransport:
     peer = format_address((host, port))
     failure = f"{peer} did not answer within {timeout:g} s"
     with anyio.move_on_after(timeout):
-        try:
-            found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "no host can have this name"
-            raise UnreachableError(f"{host} is not a host that is known here: {reason}") from error
-        for family, kind, protocol, _, address in found:
+        for family, address in await _look_up(host, port):
             try:
-                return await _connect(socket.socket(family, kind, protocol), address)
+                return await _connect(socket.socket(family, socket.SOCK_STREAM), address)
             except OSError as error:
                 failure = f"no connection to {peer}: {reason_of(error)}"
     raise UnreachableError(failure)
 
 
-async def _connect(sock: socket.socket, address: tuple[str | int, ...]) -> TcpTransport:
+async def _look_up(host: str, port: int) -> list[tuple[int, _Address]]:
+    """The addresses of a host, each with its family."""
+    for family in (socket.AF_INET, socket.AF_INET6):  # an address needs no look-up, which would take a thread
+        with suppress(OSError, ValueError):
+            socket.inet_pton(family, host)
+            return [(family, (host, port))]
+    try:
+        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no host can have this name"
+        raise UnreachableError(f"{host} is not a host that is known here: {reason}") from error
+    return [(family, address) for family, _, _, _, address in found]
+
+
+async def _connect(sock: socket.socket, address: _Address) -> TcpTransport:
     try:
         sock.setblocking(False)
         code = sock.connect_ex(address)
