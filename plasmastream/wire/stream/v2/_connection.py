@@ -14,11 +14,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from struct import Struct
 from struct import error as struct_error
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from xxhash import xxh3_64_intdigest
 
-from plasmastream._errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from plasmastream._errors import LocalProtocolError, RemoteProtocolError
 from plasmastream.wire._payload import DIRECT_SIZE, Payload
 from plasmastream.wire._scratch import Scratch
 from plasmastream.wire.stream._events import NEED_BUFFER, NEED_DATA, ConnectionClosed, Event, Signal
@@ -48,7 +48,6 @@ from plasmastream.wire.stream.v2._frames import (
 )
 from plasmastream.wire.stream.v2._limits import (
     MAX_HELLO_SIZE,
-    MAX_RUN_SIZE,
     MAX_SYNC_SIZE,
     SCRATCH_SIZE,
     Limits,
@@ -56,16 +55,12 @@ from plasmastream.wire.stream.v2._limits import (
 )
 from plasmastream.wire.stream.v2._liveness import Lateness, Liveness
 from plasmastream.wire.stream.v2._messages import (
-    Drop,
     Hello,
     Message,
-    Open,
-    Put,
-    Stat,
-    Sync,
     decode_message,
     encode_message,
 )
+from plasmastream.wire.stream.v2._rules import check, check_message, check_payload, check_run, check_sizes
 from plasmastream.wire.stream.v2._state import CLIENT_MAY, GREETING, IDLE, REQUESTS, SERVER_MAY
 
 Piece: TypeAlias = bytes | memoryview
@@ -225,7 +220,7 @@ class _Connection(ABC):
             LocalProtocolError: it is out of place, or larger than allowed.
         """
         self._check_sending(message.type)
-        self._check_message(message, LocalProtocolError)
+        check_message(message, self.limits, LocalProtocolError)
         body = encode_message(message)
         if len(body) > self._most_bytes_of(message.type):
             raise LocalProtocolError(f"a {message.type.name} of {len(body)} bytes is larger than allowed")
@@ -241,7 +236,7 @@ class _Connection(ABC):
             LocalProtocolError: it is out of place, or the object larger than allowed.
         """
         self._check_sending(FrameType.OBJECT)
-        self._check_sizes(data_size, len(metadata), LocalProtocolError)
+        check_sizes(data_size, len(metadata), self.limits, LocalProtocolError)
         body = b"".join((_pack(OBJECT, index, len(metadata), data_size, handle), metadata))
         self._outgoing.append(pack_frame(FrameType.OBJECT, self._tag, body))
 
@@ -274,7 +269,7 @@ class _Connection(ABC):
         for _, data, metadata in objects:
             parts += (metadata, data)
         content = b"".join(parts)
-        self._check_run(len(objects), len(content), LocalProtocolError)
+        check_run(len(objects), len(content), self.limits, LocalProtocolError)
         encoding, encoded = self._encode(encoding, content)
         body = RUN.pack(len(objects), encoding, len(content), len(encoded), xxh3_64_intdigest(content))
         self._outgoing += (pack_frame(FrameType.RUN, self._tag, body), encoded)
@@ -347,9 +342,9 @@ class _Connection(ABC):
                 case _:
                     self._in_frame = False
                     message = decode_message(head.type, body)
-                    self._check_message(message, RemoteProtocolError)
+                    check_message(message, self.limits, RemoteProtocolError)
                     if isinstance(message, Hello):
-                        _check(self.peer is None, "a second HELLO came, with %d features", len(message.features))
+                        check(self.peer is None, "a second HELLO came, with %d features", len(message.features))
                         self._met(message)
                     self._changed_by(head.type)
                     self._liveness.expect(self._due(), self._liveness.last_progress)
@@ -373,7 +368,7 @@ class _Connection(ABC):
             raise RemoteProtocolError(f"a CHUNK has a body of {len(body)} bytes")
         index, number, offset, length, wire_length, checksum = CHUNK.unpack(body)
         encoding = _encoding(number)
-        self._check_payload(length, wire_length, self.chunk_size, encoding)
+        check_payload(length, wire_length, self.chunk_size, encoding, self.hello)
         if encoding is Encoding.ABSENT:
             self._in_frame = False
             yield ChunkSummed(index, offset, length, checksum)
@@ -404,9 +399,9 @@ class _Connection(ABC):
             raise RemoteProtocolError(f"a RUN has a body of {len(body)} bytes")
         count, number, length, wire_length, checksum = RUN.unpack(body)
         encoding = _encoding(number)
-        self._check_run(count, length, RemoteProtocolError)
-        _check(encoding is not Encoding.ABSENT, "a run of %d objects is absent", count)
-        self._check_payload(length, wire_length, length, encoding)
+        check_run(count, length, self.limits, RemoteProtocolError)
+        check(encoding is not Encoding.ABSENT, "a run of %d objects is absent", count)
+        check_payload(length, wire_length, length, encoding, self.hello)
         content = yield from self._read_encoded(encoding, wire_length, length)
         self._in_frame = False
         if content is None or xxh3_64_intdigest(content) != checksum:
@@ -444,7 +439,7 @@ class _Connection(ABC):
         index, metadata_size, data_size, handle = OBJECT.unpack_from(body)
         if metadata_size != len(body) - OBJECT.size:
             raise RemoteProtocolError(f"an OBJECT of {len(body)} bytes says that its metadata has {metadata_size}")
-        self._check_sizes(data_size, metadata_size, RemoteProtocolError)
+        check_sizes(data_size, metadata_size, self.limits, RemoteProtocolError)
         return ObjectDescribed(index, data_size, handle, bytes(body[OBJECT.size :]))
 
     # Checks
@@ -452,53 +447,6 @@ class _Connection(ABC):
     def _check_sending(self, frame_type: FrameType) -> None:
         if frame_type not in self.may_send[self.state]:
             raise LocalProtocolError(f"a {frame_type.name} is out of place in the state {self.state.name}")
-
-    def _check_message(self, message: Any, error: type[ProtocolError]) -> None:
-        limits = self.limits
-        match message:
-            case Open(object_ids=ids) | Stat(object_ids=ids) | Put(object_ids=ids) | Drop(object_ids=ids):
-                _check(1 <= len(ids) <= limits.max_objects, "a request names %d objects", len(ids), error)
-                if isinstance(message, Put):
-                    _check(len(ids) == len(message.sizes), "a PUT has sizes of %d objects", len(message.sizes), error)
-                    for sizes in message.sizes:
-                        self._check_sizes(sizes.data, sizes.metadata, error)
-            case Sync(requests=requests):
-                count = len(requests)
-                _check(1 <= count <= limits.max_peer_requests, "a SYNC has %d peer requests", count, error)
-                for request in requests:
-                    count = len(request.object_ids)
-                    _check(1 <= count <= limits.max_objects, "a peer request names %d objects", count, error)
-                    _check(request.port > 0, "a peer request names port %d", request.port, error)
-                count = sum(len(request.object_ids) for request in requests)
-                _check(count <= limits.max_sync_objects, "a SYNC names %d objects", count, error)
-                named = {object_id for request in requests for object_id in request.object_ids}
-                _check(len(named) == count, "a SYNC names %d objects, and some of them twice", count, error)
-            case Hello():
-                _check(message.max_chunk > 0, "a HELLO allows chunks of %d bytes", message.max_chunk, error)
-            case _:
-                pass
-
-    def _check_sizes(self, data_size: int, metadata_size: int, error: type[ProtocolError]) -> None:
-        limits = self.limits
-        if metadata_size > limits.max_metadata_size or data_size > limits.max_data_size:
-            raise error(f"an object of {data_size} and {metadata_size} bytes is larger than allowed")
-
-    def _check_run(self, count: int, length: int, error: type[ProtocolError]) -> None:
-        _check(1 <= count <= self.limits.max_objects, "a run has %d objects", count, error)
-        most = MAX_RUN_SIZE + RUN_ENTRY.size * count
-        _check(length <= most, "a run of %d bytes is larger than allowed", length, error)
-
-    def _check_payload(self, length: int, wire_length: int, most: int, encoding: Encoding) -> None:
-        _check(1 <= length <= most, "a payload of %d bytes is not allowed", length)
-        match encoding:
-            case Encoding.NONE:
-                _check(wire_length == length, "a payload has two sizes: %d and another", length)
-            case Encoding.ABSENT:
-                _check(wire_length == 0, "an absent payload has %d bytes", wire_length)
-            case _:
-                _check(1 <= wire_length < length, "an encoded payload has %d bytes", wire_length)
-                name = encoding.name.lower()
-                _check(name in self.hello.features, "a payload has the encoding %d, which nobody named", encoding)
 
 
 class ClientConnection(_Connection):
@@ -580,11 +528,6 @@ class ServerConnection(_Connection):
         elif head.tag != self._tag:
             raise RemoteProtocolError(f"a frame {head.type.name} has the tag {head.tag} instead of {self._tag}")
         return True
-
-
-def _check(holds: bool, fault: str, number: int, error: type[ProtocolError] = RemoteProtocolError) -> None:
-    if not holds:
-        raise error(fault % number)
 
 
 def _pack(layout: Struct, *values: int) -> bytes:
