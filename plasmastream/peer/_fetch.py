@@ -138,7 +138,7 @@ class Fetch:
             return
         leases = await self._store.get([wanted.object_id for wanted in there])
         for wanted, lease in zip(there, leases, strict=True):
-            wanted.lease, wanted.was_present = lease, lease is not None
+            wanted.lease, wanted.was_present, wanted.handle = lease, lease is not None, 0
             if lease is not None and not self._take:
                 self._finish(wanted, Outcome.PRESENT)
 
@@ -427,7 +427,7 @@ class Fetch:
             (lease,) = await self._store.get([wanted.object_id])
             if lease is not None:  # somebody has been faster
                 wanted.lease, wanted.was_present, wanted.incoming = lease, True, None
-                wanted.is_open = False
+                wanted.is_open, wanted.handle = False, 0  # nobody has compared it with what the source has
                 if not self._take:
                     self._succeed(wanted)
                 self._moved = True

@@ -6,17 +6,28 @@ that made it.
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
 import attrs
 import trio
 
 from plasmastream._object_id import ObjectID
+from plasmastream.peer._channel import Channel
 from plasmastream.peer._incoming import Incoming
 from plasmastream.store._object_store import Lease
 
 _MOST_TOKENS = 64
 _MOST_OBJECTS = 131_072
+
+
+@attrs.define(eq=False)
+class Putting:
+    """A connection that is putting objects under a token."""
+
+    channel: Channel
+    over: trio.Event = attrs.Factory(trio.Event)
+    """Set when it writes to none of them any more."""
 
 
 @attrs.define(eq=False)
@@ -36,6 +47,8 @@ class Hold:
     """What has been deleted at its word."""
     incoming: dict[ObjectID, Incoming] = attrs.Factory(dict)
     """What it is putting, and has not put whole."""
+    putting: Putting | None = None
+    """Who writes to them."""
     users: int = 0
     """Connections that have used it and stand."""
     unused: trio.CancelScope | None = None
@@ -139,12 +152,12 @@ class Holds:
         """Keep an object that a token is putting."""
         hold.incoming[incoming.object_id] = incoming
         self._objects[hold.peer] += 1
-        self._bytes[hold.peer] += incoming.data_size
+        self._bytes[hold.peer] += incoming.size
 
     def forget_incoming(self, hold: Hold, incoming: Incoming) -> None:
         """Forget an object that was put whole, or will not be."""
         if hold.incoming.pop(incoming.object_id, None) is not None:
-            self._forget(hold.peer, incoming.data_size)
+            self._forget(hold.peer, incoming.size)
 
     def let_go(self, hold: Hold, object_ids: Iterable[ObjectID]) -> None:
         """Let go of objects, and of claims to them."""
@@ -164,10 +177,28 @@ class Holds:
         if not self._objects[peer]:
             del self._objects[peer], self._bytes[peer]
 
+    @asynccontextmanager
+    async def put_by(self, hold: Hold, channel: Channel) -> AsyncIterator[None]:
+        """Let a connection write to what a token is putting, and no other one: one that did so before is broken off."""
+        await self._end_putting(hold)
+        hold.putting = putting = Putting(channel)
+        try:
+            yield
+        finally:
+            hold.putting = None
+            putting.over.set()
+
+    async def _end_putting(self, hold: Hold) -> None:
+        """Break off the connection that writes to what a token is putting: no view of it may outlive what follows."""
+        while (putting := hold.putting) is not None:
+            putting.channel.abort()
+            await putting.over.wait()
+
     # The end of tokens
 
     async def release(self, hold: Hold) -> None:
         """Let go of all that a token holds, and forget it."""
+        await self._end_putting(hold)
         self.let_go(hold, [*hold.leases, *hold.claimed])
         hold.dropped.clear()
         with trio.CancelScope(shield=True):

@@ -1,5 +1,6 @@
 """Objects on their way into a store: what has been verified of each, and what is missing."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 
@@ -18,46 +19,42 @@ class Ranges:
     """Ranges of bytes from 0 on, disjoint and in order."""
 
     def __init__(self, *ranges: tuple[int, int]) -> None:
-        self._ranges = [pair for pair in ranges if pair[0] < pair[1]]
+        self._starts = [start for start, end in ranges if start < end]
+        self._ends = [end for start, end in ranges if start < end]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(tuple(self._ranges))
+        return iter(tuple(zip(self._starts, self._ends, strict=True)))
 
     def __bool__(self) -> bool:
-        return bool(self._ranges)
+        return bool(self._starts)
 
     @property
     def nbytes(self) -> int:
         """Bytes in all of them."""
-        return sum(end - start for start, end in self._ranges)
+        return sum(self._ends) - sum(self._starts)
 
     def remove(self, start: int, end: int) -> None:
         """Take out the bytes from `start` up to `end`."""
-        kept = []
-        for first, last in self._ranges:
-            if last <= start or end <= first:
-                kept.append((first, last))
-                continue
-            if first < start:
-                kept.append((first, start))
-            if end < last:
-                kept.append((end, last))
-        self._ranges = kept
+        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
+        if first < last:
+            kept = [(self._starts[first], start), (end, self._ends[last - 1])]
+            self._replace(first, last, [(low, high) for low, high in kept if low < high])
 
     def add(self, start: int, end: int) -> None:
         """Put in the bytes from `start` up to `end`."""
-        self.remove(start, end)
-        merged: list[tuple[int, int]] = []
-        for first, last in sorted([*self._ranges, (start, end)]):
-            if merged and merged[-1][1] == first:
-                merged[-1] = (merged[-1][0], last)
-            else:
-                merged.append((first, last))
-        self._ranges = merged
+        first, last = bisect_left(self._ends, start), bisect_right(self._starts, end)
+        if first < last:
+            start, end = min(start, self._starts[first]), max(end, self._ends[last - 1])
+        self._replace(first, last, [(start, end)])
 
     def covers(self, start: int, end: int) -> bool:
         """Whether all bytes from `start` up to `end` are here."""
-        return any(first <= start and end <= last for first, last in self._ranges)
+        found = bisect_right(self._starts, start) - 1
+        return found >= 0 and end <= self._ends[found]
+
+    def _replace(self, first: int, last: int, ranges: Sequence[tuple[int, int]]) -> None:
+        self._starts[first:last] = [start for start, _ in ranges]
+        self._ends[first:last] = [end for _, end in ranges]
 
 
 class Incoming:
@@ -78,6 +75,11 @@ class Incoming:
         self._unsealed: UnsealedObject | None = None
         self._stack = AsyncExitStack()
         self._beginning = anyio.Lock()
+
+    @property
+    def size(self) -> int:
+        """Bytes of data and metadata."""
+        return self.data_size + len(self.metadata)
 
     @property
     def has_begun(self) -> bool:

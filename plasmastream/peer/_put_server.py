@@ -26,6 +26,7 @@ from plasmastream.wire.stream.v2 import (
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+_WANTED_AT_ONCE = 65_536
 
 
 class PutRequest:
@@ -40,6 +41,7 @@ class PutRequest:
         self._outcomes: dict[tuple[int, str], list[int]] = defaultdict(list)
         self._left = set(range(len(request.object_ids)))
         self._attempts: Counter[int] = Counter()
+        self._placed: Incoming | None = None
 
     async def answer(self) -> None:
         """Answer the request, but for its END.
@@ -53,11 +55,11 @@ class PutRequest:
         await self._refuse_too_large()
         try:
             while self._left:
-                wanted = Want(tuple(self._wanted_ranges()))
-                await self._channel.send(wanted)
+                ranges = self._wanted_ranges()
+                await self._channel.send(Want(ranges))
                 await self._take_all()
                 await self._find_present()
-                for index in tuple(self._left):
+                for index in self._left.intersection(wanted.what for wanted in ranges):
                     self._attempts[index] += 1
                     if self._attempts[index] >= _ATTEMPTS:
                         await self._finish(index, Outcome.DAMAGED)
@@ -68,7 +70,7 @@ class PutRequest:
     async def _find_present(self) -> None:
         left = sorted(self._left)
         ids = [self._request.object_ids[index] for index in left]
-        present = await self._channel.patiently(partial(self._store.contains, ids))
+        present = await self._channel.patiently(partial(self._store.contains, ids), again=True)
         for index, is_there in zip(left, present, strict=True):
             if is_there:
                 await self._finish(index, Outcome.PRESENT)
@@ -80,14 +82,17 @@ class PutRequest:
                 reason = f"it has {size:,} bytes, and the store {self._store.capacity:,}"
                 await self._finish(index, Outcome.TOO_LARGE, reason)
 
-    def _wanted_ranges(self) -> list[Range]:
-        ranges = []
+    def _wanted_ranges(self) -> tuple[Range, ...]:
+        """What is lacking, as far as one WANT should name it."""
+        ranges: list[Range] = []
         for index in sorted(self._left):
+            if len(ranges) >= _WANTED_AT_ONCE:
+                break
             incoming = self._incoming(index)
             whole = ((0, self._request.sizes[index].data),)
             missing = tuple(incoming.missing) if incoming is not None and incoming.has_begun else whole
             ranges += [Range(index, start, end - start) for start, end in missing]
-        return ranges
+        return tuple(ranges[:_WANTED_AT_ONCE])
 
     async def _take_all(self) -> None:
         while True:
@@ -147,7 +152,7 @@ class PutRequest:
 
     async def _begin(self, index: int, described: ObjectDescribed) -> Incoming | None:
         holds, size = self._services.holds, described.data_size + len(described.metadata)
-        if not holds.has_room(self._hold, described.data_size):
+        if not holds.has_room(self._hold, size):
             await self._finish(index, Outcome.NO_ROOM, "too much of this peer's is on its way here already")
             return None
         incoming = Incoming(self._request.object_ids[index], described.data_size, described.metadata)
@@ -174,16 +179,18 @@ class PutRequest:
             raise RemoteProtocolError(f"a chunk reaches out of object {self._request.object_ids[chunk.index]}")
         if incoming is None or not incoming.has_begun or not incoming.missing.covers(start, end):
             self._channel.connection.discard_chunk()
+            self._placed = None
             return
+        self._placed = incoming
         with incoming.place(start, end) as place:
             self._channel.connection.supply_buffer(place)
 
     async def _take_chunk(self, chunk: ChunkEnded) -> None:
-        incoming = self._incoming(chunk.index)
+        incoming = self._placed
         if not chunk.is_intact:
             self._note_damage("a chunk")
             return
-        if incoming is None:
+        if incoming is None or incoming is not self._incoming(chunk.index):
             return
         incoming.missing.remove(chunk.offset, chunk.offset + chunk.length)
         if not incoming.missing:

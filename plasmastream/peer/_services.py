@@ -1,7 +1,7 @@
 """What the connections of a server share, and how one of them keeps its client patient."""
 
 from collections.abc import Awaitable, Callable, Set
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TypeVar
 
 import attrs
@@ -86,8 +86,15 @@ class ServerChannel(Channel):
         assert isinstance(event, ConnectionClosed)
         return PeerError(f"{self.peer} ended the connection in the middle of a request")
 
-    async def patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Wait for something that is not the client's to hasten, and let it know now and then that we live."""
+    async def patiently(self, work: Callable[[], Awaitable[T]], *, again: bool = False) -> T:
+        """Wait for something that is not the client's to hasten, and let it know now and then that we live.
+
+        Where the work can be broken off and begun `again`, it costs no task as long as it is short.
+        """
+        if again:
+            with trio.move_on_after(_BEAT):
+                return await work()
+            await self._send_sign_of_life()
         found: list[T] = []
         failure: PlasmastreamError | None = None
         async with trio.open_nursery() as nursery:
@@ -105,11 +112,12 @@ class ServerChannel(Channel):
     async def _beat(self) -> None:
         while True:
             await trio.sleep(_BEAT)
-            async with self._sending:
-                try:
-                    await self.send(Progress())
-                except PeerError:
-                    return  # which the next one to send will find out as well
+            await self._send_sign_of_life()
+
+    async def _send_sign_of_life(self) -> None:
+        async with self._sending:
+            with suppress(PeerError):  # which the next one to send will find out as well
+                await self.send(Progress())
 
     def queue_outcomes(self, outcomes: dict[tuple[int, str], list[int]]) -> None:
         """Queue what became of objects: the places of those with the same outcome and reason."""

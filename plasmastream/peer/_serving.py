@@ -160,7 +160,8 @@ class Session:
                         await self._close(request)
                     case Put():
                         hold = self._hold(request.token)
-                        await PutRequest(services, self._channel, hold, request).answer()
+                        async with services.holds.put_by(hold, self._channel):
+                            await PutRequest(services, self._channel, hold, request).answer()
                     case Sync():
                         await answer_sync(services, self._channel, request)
                     case Stat():
@@ -194,6 +195,8 @@ class Session:
         missing: list[int] = []
         ids = request.object_ids
         for first in range(0, len(ids), _HELD_AT_ONCE):
+            if first:
+                await self._flush()
             batch = range(first, min(first + _HELD_AT_ONCE, len(ids)))
             missing += await self._open_batch(request, hold, batch, 0.0, encoding, outcomes)
         deadline = trio.current_time() + self._services.objects_timeout
@@ -220,10 +223,10 @@ class Session:
         services, channel = self._services, self._channel
         missing: list[int] = []
         ids = [request.object_ids[index] for index in batch]
-        found = await channel.patiently(partial(services.store.get, ids, timeout=timeout))
+        found = await channel.patiently(partial(services.store.get, ids, timeout=timeout), again=True)
         try:
             run: list[tuple[int, Lease]] = []
-            size = 0
+            size = described = 0
             for position, index in enumerate(batch):
                 lease = found[position]
                 if lease is None:
@@ -244,11 +247,16 @@ class Session:
                         found[position] = None
                     if not is_small:
                         channel.connection.send_object(index, len(lease.data), bytes(lease.metadata), handle)
+                        described += len(lease.metadata)
                 if size >= services.limits.run_size:
-                    await self._send_run(run, encoding)
+                    self._queue_run(run, encoding)
                     run, size = [], 0
+                    await self._flush()
+                elif described >= services.limits.run_size:
+                    described = 0
+                    await self._flush()
             if run:
-                await self._send_run(run, encoding)
+                self._queue_run(run, encoding)  # it leaves with what follows
             return missing
         finally:
             for lease in found:
@@ -273,8 +281,10 @@ class Session:
             return Outcome.BEING_TAKEN, ""
         return None
 
-    async def _send_run(self, run: Sequence[tuple[int, Lease]], encoding: Encoding) -> None:
+    def _queue_run(self, run: Sequence[tuple[int, Lease]], encoding: Encoding) -> None:
         self._channel.connection.send_run([(index, lease.data, lease.metadata) for index, lease in run], encoding)
+
+    async def _flush(self) -> None:
         await self._channel.flush()
         await self._channel.check_cancel()
 
@@ -354,7 +364,7 @@ class Session:
     # Stat, list
 
     async def _list(self, object_ids: Sequence[ObjectID] | None) -> None:
-        infos = await self._channel.patiently(self._services.store.list_objects)
+        infos = await self._channel.patiently(self._services.store.list_objects, again=True)
         if object_ids is not None:
             known = {info.object_id: info for info in infos}
             infos = [known[object_id] for object_id in object_ids if object_id in known]
