@@ -4,7 +4,7 @@ It speaks version 2 of the protocol, and version 1 with servers that know no oth
 """
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -102,6 +102,7 @@ class PeerClient:
         compression: str | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         budget: Budget | None = None,
+        is_claimed: Callable[[ObjectID], bool] = lambda object_id: False,
         on_progress: Report | None = None,
     ) -> list[Result]:
         """Fetch objects into a store, each with an outcome of its own. Broken connections are taken up again.
@@ -115,6 +116,7 @@ class PeerClient:
             compression: "zstd" or "lz4", where the peer knows it too; None for none.
             max_bytes: bytes of large objects under way at once.
             budget: the same, shared with other calls.
+            is_claimed: whether somebody is taking an object from the store, as far as this process knows.
             on_progress: called with (objects, bytes) that arrived since the last call.
 
         Returns:
@@ -140,6 +142,7 @@ class PeerClient:
                 store_timeout=self._timeouts.store,
                 budget=budget,
                 report=on_progress or _NOTHING,
+                is_claimed=is_claimed,
             )
             try:
                 if self._version == 1:

@@ -3,7 +3,7 @@
 import logging
 import math
 import resource
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import attrs
@@ -106,6 +106,8 @@ class Dispatcher:
         self._connect = connect
         self._version = version
         self._receiving = Claims()
+        self.is_claimed: Callable[[ObjectID], bool] = lambda object_id: False
+        """Whether a client of this server is taking an object from it."""
         self._fetches = trio.CapacityLimiter(_max_fetches())
         self._peers: dict[tuple[str, int], _Peer] = {}
 
@@ -189,6 +191,7 @@ class Dispatcher:
                 timeout=timeout,
                 compression=compression if compression in self._hello.features else None,
                 budget=budget,
+                is_claimed=self.is_claimed,
                 on_progress=report,
             )
         failed = [result for result in results if not result.is_success]

@@ -15,7 +15,14 @@ import anyio
 import anyio.lowlevel
 from xxhash import xxh3_64_intdigest
 
-from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError, RemoteProtocolError, StoreError
+from plasmastream._errors import (
+    NotSupportedError,
+    PeerError,
+    PlasmastreamError,
+    ProtocolError,
+    RemoteProtocolError,
+    StoreError,
+)
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._budget import Budget
 from plasmastream.peer._channel import ClientChannel
@@ -25,6 +32,7 @@ from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._results import RefusedError, Result, outcome_of
 from plasmastream.peer._wanted import Piece, Wanted, piece_of, shares
 from plasmastream.store._object_store import NewObject, ObjectStore
+from plasmastream.wire.plasma import ObjectStatus
 from plasmastream.wire.stream.v2 import (
     TOKEN_SIZE,
     ChunkEnded,
@@ -55,6 +63,8 @@ _OPEN_AT_ONCE = 4096
 _ATTEMPTS = 3
 _SHARE = 64 << 20  # bytes of a READ, so that several connections share a large object
 _CLOSE_WITHIN = 5.0
+_MOST_TIMES_HELD = 5
+_WAS_HERE = "both have it: it was here already"
 
 
 class Fetch:
@@ -70,6 +80,7 @@ class Fetch:
         store_timeout: how long to wait for room in the store, in seconds.
         budget: bytes of large objects under way at once.
         report: told what arrives.
+        is_claimed: whether somebody is taking an object from our store, as far as this process knows.
     """
 
     def __init__(
@@ -84,6 +95,7 @@ class Fetch:
         store_timeout: float,
         budget: Budget,
         report: Report,
+        is_claimed: Callable[[ObjectID], bool] = lambda object_id: False,
     ) -> None:
         self._lanes = lanes
         self._store = store
@@ -94,6 +106,7 @@ class Fetch:
         self._store_timeout = store_timeout
         self._budget = budget
         self._report = report
+        self._is_claimed = is_claimed
         self._token = os.urandom(TOKEN_SIZE)
         self._to_close: list[ObjectID] = []
         self._moved = False
@@ -476,11 +489,13 @@ class Fetch:
     # Drop and close
 
     async def _drop_all(self) -> None:
-        sealed = [
-            wanted
-            for wanted in self._unfinished
-            if wanted.is_open and wanted.lease is not None and not wanted.unchecked
-        ]
+        sealed = await self._reliable(
+            [
+                wanted
+                for wanted in self._unfinished
+                if wanted.is_open and wanted.lease is not None and not wanted.unchecked
+            ]
+        )
         for first in range(0, len(sealed), _OPEN_AT_ONCE):
             batch = sealed[first : first + _OPEN_AT_ONCE]
             async with self._lanes.channel(Lane.SMALL) as channel:
@@ -499,6 +514,39 @@ class Fetch:
                             self._succeed(wanted)
                         else:
                             self._hinder(wanted, event.outcome, event.reason)
+
+    async def _reliable(self, sealed: Sequence[Wanted]) -> list[Wanted]:
+        """Those whose copy here is a reason to delete the source's: it will stay, as far as anybody can tell.
+
+        That is so of what this fetch has sealed itself. What was here before may be what another TAKE is about to
+        delete, because it relies on the very copy that we would have deleted. Such a TAKE holds it as long as that is
+        so; and what somebody has deleted, and others still hold, goes when they let go.
+        """
+        present = [wanted for wanted in sealed if wanted.was_present]
+        if present:
+            try:
+                found = await self._store.inspect([wanted.object_id for wanted in present])
+            except NotSupportedError:
+                reason = f"{_WAS_HERE}, and the store cannot tell whether it stays"
+                for wanted in present:
+                    self._finish(wanted, Outcome.NOT_DROPPED, reason)
+                found = []
+            known = {status.object_id: status for status in found}
+            for wanted in present:
+                if wanted.result is None:
+                    self._judge(wanted, known.get(wanted.object_id))
+        return [wanted for wanted in sealed if wanted.result is None and wanted.object_id not in self._hindered]
+
+    def _judge(self, wanted: Wanted, status: ObjectStatus | None) -> None:
+        if status is None or status.delete_when_released:
+            self._finish(wanted, Outcome.NOT_DROPPED, f"{_WAS_HERE}, and is about to be deleted here")
+        elif status.holder_count > 1 or self._is_claimed(wanted.object_id):
+            wanted.times_held += 1
+            reason = f"{_WAS_HERE}, and others hold it: one of them may be taking it"
+            if wanted.times_held >= _MOST_TIMES_HELD:
+                self._finish(wanted, Outcome.NOT_DROPPED, reason)
+            else:
+                self._hinder(wanted, Outcome.BEING_TAKEN, reason)
 
     async def _close_finished(self) -> None:
         """Have the source let go of what is done with, where more is to come; in the end all of it is."""

@@ -112,6 +112,7 @@ class PeerServer:
             self._may_stop,
             self._taking,
         )
+        self._dispatcher.is_claimed = self._services.holds.is_claimed
         self._connections: Counter[str] = Counter()
         self._background: trio.Nursery | None = None
         self._scope = trio.CancelScope()

@@ -32,6 +32,8 @@ class Wanted:
     """What is here, but may differ from what the source has open."""
     damaged: dict[int, int] = attrs.Factory(dict)
     """How often a chunk arrived damaged, by its offset."""
+    times_held: int = 0
+    """How often others held what was here, when it was to be relied on."""
     obstacle: tuple[int, str] = (Outcome.BROKEN_OFF, "")
     """What stood in the way last."""
 

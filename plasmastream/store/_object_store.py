@@ -14,7 +14,7 @@ from plasmastream._client import Lease as Lease
 from plasmastream._client import NewObject as NewObject
 from plasmastream._client import Unsealed
 from plasmastream._object_id import ObjectID
-from plasmastream.wire.plasma import ErrorCode, ObjectInfo
+from plasmastream.wire.plasma import ErrorCode, ObjectInfo, ObjectStatus
 
 
 class UnsealedObject(Unsealed):
@@ -119,6 +119,17 @@ class ObjectStore(Protocol):
 
     async def list_objects(self) -> list[ObjectInfo]:
         """Describe every object, also unsealed ones (whose digest is empty)."""
+        ...
+
+    async def inspect(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectStatus]:
+        """Tell who holds objects, and all else that is known of them: of all where none is named.
+
+        Returns:
+            Of those that are there, in the order asked, or in that of their creation.
+
+        Raises:
+            NotSupportedError: the store is Apache's, which does not tell.
+        """
         ...
 
     async def evict(self, nbytes: int) -> int:

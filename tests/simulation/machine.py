@@ -19,7 +19,7 @@ from plasmastream.peer import PeerClient, PeerServer, Transport
 from plasmastream.peer._version1 import Version1Client
 from plasmastream.store import EmbeddedStore, Lease, NewObject, ObjectStore, UnsealedObject
 from plasmastream.store._object_store import Buffer
-from plasmastream.wire.plasma import ErrorCode, ObjectInfo
+from plasmastream.wire.plasma import ErrorCode, ObjectInfo, ObjectStatus
 from tests.simulation.chance import log_uniform
 from tests.simulation.network import Network, Tap
 
@@ -94,6 +94,10 @@ class Door:
     async def list_objects(self) -> list[ObjectInfo]:
         """See `ObjectStore`."""
         return await (await self._open()).list_objects()
+
+    async def inspect(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectStatus]:
+        """See `ObjectStore`."""
+        return await (await self._open()).inspect(object_ids)
 
     async def evict(self, nbytes: int) -> int:
         """See `ObjectStore`."""
