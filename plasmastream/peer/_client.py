@@ -5,7 +5,7 @@ It speaks version 2 of the protocol, and version 1 with servers that know no oth
 
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 
 import anyio
@@ -14,7 +14,7 @@ from plasmastream import __version__
 from plasmastream._errors import LocalProtocolError, PeerError, RemoteProtocolError, StoreError, TransferError
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._budget import Budget
-from plasmastream.peer._fetch import Fetch, Report
+from plasmastream.peer._fetch import Fetch, Report, Turn
 from plasmastream.peer._lanes import Introduction, Lane, Lanes, OldPeerError
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._put_client import Upload
@@ -39,6 +39,7 @@ from plasmastream.wire.stream.v2 import (
     known_encodings,
 )
 
+_MOST_LISTED = 1 << 24
 DEFAULT_MAX_BYTES = 256 << 20
 
 _NOTHING: Report = lambda objects, nbytes: None  # noqa: E731
@@ -103,6 +104,7 @@ class PeerClient:
         max_bytes: int = DEFAULT_MAX_BYTES,
         budget: Budget | None = None,
         is_claimed: Callable[[ObjectID], bool] = lambda object_id: False,
+        turn: Turn = nullcontext,
         on_progress: Report | None = None,
     ) -> list[Result]:
         """Fetch objects into a store, each with an outcome of its own. Broken connections are taken up again.
@@ -117,6 +119,7 @@ class PeerClient:
             max_bytes: bytes of large objects under way at once.
             budget: the same, shared with other calls.
             is_claimed: whether somebody is taking an object from the store, as far as this process knows.
+            turn: entered for each round of work, and left while it waits for the next.
             on_progress: called with (objects, bytes) that arrived since the last call.
 
         Returns:
@@ -143,6 +146,7 @@ class PeerClient:
                 budget=budget,
                 report=on_progress or _NOTHING,
                 is_claimed=is_claimed,
+                turn=turn,
             )
             try:
                 if self._version == 1:
@@ -331,7 +335,7 @@ class PeerClient:
         async with self._lanes.channel(Lane.SMALL) as channel:
             await channel.send(request)
             while (event := await channel.answer()) is not None:
-                if isinstance(event, Listed):
+                if isinstance(event, Listed) and len(found) < _MOST_LISTED:
                     found += _infos(event)
                 elif not isinstance(event, Progress):
                     raise RemoteProtocolError(f"{channel.peer} answered with a {type(event).__name__}")

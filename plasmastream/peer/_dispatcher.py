@@ -162,10 +162,9 @@ class Dispatcher:
                     await self._receiving.wait(left)
                     continue
                 with self._receiving.claim(ours):
-                    async with self._fetches:
-                        waiting.deadline = math.inf  # from here on, the fetch itself looks at the time
-                        patience = None if timeout is None else max(0.0, deadline - trio.current_time())
-                        fetched = await self._fetch(request, ours, patience, encoding, budget, report)
+                    waiting.deadline = math.inf  # from here on, the fetch itself looks at the time
+                    patience = None if timeout is None else max(0.0, deadline - trio.current_time())
+                    fetched = await self._fetch(request, ours, patience, encoding, budget, report)
                 waiting.deadline = deadline
                 results |= {result.object_id: result for result in fetched}
                 done = set(ours)
@@ -192,6 +191,7 @@ class Dispatcher:
                 compression=compression if compression in self._hello.features else None,
                 budget=budget,
                 is_claimed=self.is_claimed,
+                turn=lambda: self._fetches,
                 on_progress=report,
             )
         failed = [result for result in results if not result.is_success]

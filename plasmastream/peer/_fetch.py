@@ -10,6 +10,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import anyio
 import anyio.lowlevel
@@ -56,6 +57,9 @@ from plasmastream.wire.stream.v2 import (
 
 _log = logging.getLogger(__name__)
 
+Turn = Callable[[], AbstractAsyncContextManager[object]]
+"""Makes what a round of work is done in."""
+
 Report = Callable[[int, int], None]
 """Called with (objects, bytes) that have arrived since the last call."""
 
@@ -81,6 +85,7 @@ class Fetch:
         budget: bytes of large objects under way at once.
         report: told what arrives.
         is_claimed: whether somebody is taking an object from our store, as far as this process knows.
+        turn: entered for each round, and left between two.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Fetch:
         budget: Budget,
         report: Report,
         is_claimed: Callable[[ObjectID], bool] = lambda object_id: False,
+        turn: Turn = nullcontext,
     ) -> None:
         self._lanes = lanes
         self._store = store
@@ -107,6 +113,7 @@ class Fetch:
         self._budget = budget
         self._report = report
         self._is_claimed = is_claimed
+        self._turn = turn
         self._token = os.urandom(TOKEN_SIZE)
         self._to_close: list[ObjectID] = []
         self._moved = False
@@ -161,12 +168,13 @@ class Fetch:
         self._hindered.clear()
         failure: PlasmastreamError | None = None
         try:
-            await self._open_all()
-            await self._check_all()
-            await self._read_all()
-            if self._take:
-                await self._drop_all()
-            await self._close_finished()
+            async with self._turn():
+                await self._open_all()
+                await self._check_all()
+                await self._read_all()
+                if self._take:
+                    await self._drop_all()
+                await self._close_finished()
         except OldPeerError:
             if self._persistence.has_progressed:
                 raise PeerError(f"{self._lanes} spoke version 2, and does no more") from None
@@ -192,6 +200,12 @@ class Fetch:
             return True
         self._give_up(left)
         return False
+
+    def _wait_on(self, event: Event | Message, *kinds: type) -> None:
+        """See that an event is a sign of life, or of other kinds that change nothing, and that there is hope still."""
+        if not isinstance(event, (Progress, *kinds)):
+            raise RemoteProtocolError(f"an answer has a {type(event).__name__}, which does not belong there")
+        self._persistence.check(self._lanes)
 
     def _progressed(self, objects: int, nbytes: int) -> None:
         self._moved = True
@@ -268,7 +282,7 @@ class Fetch:
                         else:
                             self._hinder(wanted, event.outcome, event.reason)
                 case _:
-                    _expect(event, Progress, RunDamaged)
+                    self._wait_on(event, RunDamaged)
         for wanted in unanswered.values():
             self._note_damage(wanted, -1)
 
@@ -349,7 +363,7 @@ class Fetch:
                     case Outcomes():
                         self._hinder_ranges(event, ranges)
                     case _:
-                        _expect(event, Progress)
+                        self._wait_on(event)
 
     def _compare(self, wanted: Wanted, start: int, end: int, checksum: int) -> None:
         if wanted.unchecked is not None:
@@ -418,7 +432,7 @@ class Fetch:
                         case Outcomes():
                             self._hinder_ranges(event, ranges)
                         case _:
-                            _expect(event, Progress)
+                            self._wait_on(event)
             finally:
                 channel.connection.discard_chunk()  # whose place may be given back soon
 
@@ -502,7 +516,7 @@ class Fetch:
                 await channel.send(Drop(self._token, tuple(wanted.object_id for wanted in batch)))
                 while (event := await channel.answer()) is not None:
                     if not isinstance(event, Outcomes):
-                        _expect(event, Progress)
+                        self._wait_on(event)
                         continue
                     for index in event.indexes:
                         if index >= len(batch):
@@ -568,8 +582,3 @@ class Fetch:
             await channel.send(Close(self._token, object_ids))
             while await channel.answer() is not None:
                 pass
-
-
-def _expect(event: Event | Message, *kinds: type) -> None:
-    if not isinstance(event, kinds):
-        raise RemoteProtocolError(f"an answer has a {type(event).__name__}, which does not belong there")

@@ -7,11 +7,13 @@ import random
 import anyio
 
 from plasmastream._errors import PlasmastreamError
+from plasmastream.peer._transport import PeerStalledError
 
 _log = logging.getLogger(__name__)
 
 _FIRST_WAIT = 0.1
 _LONGEST_WAIT = 5.0
+_SIGNS_OF_LIFE = 10
 
 
 class Persistence:
@@ -55,6 +57,15 @@ class Persistence:
         if not self.has_progressed:
             return f"nothing has moved in {self.seconds_stuck:.3g} s"
         return f"the last progress was {self.seconds_stuck:.3g} s ago"
+
+    def check(self, peer: object) -> None:
+        """See that there is hope, within an attempt that gives signs of life: they buy ten times the patience.
+
+        Raises:
+            PeerStalledError: nothing else has come for so long.
+        """
+        if self.seconds_stuck > _SIGNS_OF_LIFE * self._patience:
+            raise PeerStalledError(f"{peer} gives signs of life, and nothing else for {self.seconds_stuck:.3g} s")
 
     async def pause(self, at_least: float = 0.0) -> bool:
         """Wait before the next attempt. False, at once, where it would come too late."""

@@ -131,11 +131,12 @@ class Upload:
             while (event := await channel.answer()) is not None:
                 match event:
                     case Want():
+                        self._persistence.check(self._lanes)
                         await self._send(channel, batch, event.ranges)
                     case Outcomes():
                         self._note(channel, batch, event)
                     case Progress():
-                        pass
+                        self._persistence.check(self._lanes)
                     case _:
                         raise RemoteProtocolError(f"{channel.peer} answered a PUT with a {type(event).__name__}")
 

@@ -53,6 +53,9 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_MAX_CONNECTIONS = 128
 
+# Seconds for the first byte of a connection of a peer that has enough of them.
+_HURRY = 1.0
+
 # Requests of one peer: so many at work at once, and so many more that wait for their turn.
 _MOST_AT_WORK, _MOST_WAITING = 16, 64
 
@@ -200,23 +203,34 @@ class PeerServer:
 
     async def _serve(self, transport: Transport, peer: str, used: set[Hold]) -> None:
         try:
-            head_start = await _Session(self, transport).run()
+            head_start = await _Session(self, transport, self._patience_with(peer)).run()
         except v2.DamagedError as error:
             # Silence would be taken for a server of version 1, and the objects would travel without checksums.
             await Session(self._services, transport, b"", peer, used).say(error)
             raise
         if head_start is None:
             return
-        most = max(1, self._max_connections * 3 // 4)
-        refusal = f"{peer} has {most} connections already" if self._connections[peer] > most else ""
+        refusal = f"{peer} has {self._most_of_one_peer} connections already" if self._has_enough(peer) else ""
         await Session(self._services, transport, head_start, peer, used).run(refusal)
+
+    @property
+    def _most_of_one_peer(self) -> int:
+        return max(1, self._max_connections * 3 // 4)
+
+    def _has_enough(self, peer: str) -> bool:
+        return self._connections[peer] > self._most_of_one_peer
+
+    def _patience_with(self, peer: str) -> float:
+        """How long a new connection may take for its first byte: silent ones must not keep others out."""
+        return min(_HURRY, self._timeouts.progress) if self._has_enough(peer) else self._timeouts.progress
 
 
 class _Session:
     """One connection: requests in order, each answered before the next is read."""
 
-    def __init__(self, server: PeerServer, transport: Transport) -> None:
+    def __init__(self, server: PeerServer, transport: Transport, first_patience: float) -> None:
         self._server = server
+        self._first_patience = first_patience
         self._transport = transport
         self._connection = ServerConnection(server._limits)
         self._timeouts = server._timeouts
@@ -253,7 +267,7 @@ class _Session:
         # From its first byte on, a request has a deadline as a whole: trickling does not keep a connection.
         deadline = math.inf
         while (event := self._connection.next_event()) is NEED_DATA:
-            timeout = self._timeouts.idle if self._has_asked else self._timeouts.progress
+            timeout = self._timeouts.idle if self._has_asked else self._first_patience
             try:
                 with self._connection.get_buffer() as buffer:
                     patience = min(timeout, deadline - trio.current_time())

@@ -47,6 +47,7 @@ _log = logging.getLogger(__name__)
 
 _HELD_AT_ONCE = 256
 _LISTED_AT_ONCE = 4096
+_REFUSED_AT_ONCE = 100
 
 _Outcomes = defaultdict[tuple[int, str], list[int]]
 
@@ -305,6 +306,8 @@ class Session:
             outcome = await self._read_range(hold, index, asked, encoding)
             if outcome is not None:
                 outcomes[outcome].append(index)
+                if index % _REFUSED_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
         self._channel.queue_outcomes(outcomes)
 
     async def _read_range(
@@ -342,6 +345,7 @@ class Session:
                 doomed.append((index, object_id))
             else:
                 outcomes[Outcome.EXPIRED, ""].append(index)
+        doomed = await self._unless_replaced(hold, doomed, outcomes)
         if doomed:
             ids = [object_id for _, object_id in doomed]
             codes = await self._channel.patiently(partial(self._services.store.delete, ids))
@@ -353,6 +357,24 @@ class Session:
                     outcomes[Outcome.STORE_ERROR, f"the store answered {code.name}"].append(index)
             self._services.holds.let_go(hold, ids)
         self._channel.queue_outcomes(outcomes)
+
+    async def _unless_replaced(
+        self, hold: Hold, doomed: Sequence[tuple[int, ObjectID]], outcomes: _Outcomes
+    ) -> list[tuple[int, ObjectID]]:
+        """Those that are still the objects which were opened: a restarted store may have others of these ids."""
+        ids = [object_id for _, object_id in doomed]
+        found = await self._channel.patiently(partial(self._services.store.get, ids), again=True) if ids else []
+        kept = []
+        for (index, object_id), lease in zip(doomed, found, strict=True):
+            opened = hold.leases.get(object_id)  # perhaps closed meanwhile, on another connection
+            if opened is not None and (lease is None or lease.file == opened.file):
+                kept.append((index, object_id))
+            else:
+                outcomes[Outcome.EXPIRED, ""].append(index)
+                self._services.holds.let_go(hold, [object_id])
+            if lease is not None:
+                lease.release()
+        return kept
 
     async def _close(self, request: Close) -> None:
         hold = self._hold(request.token)
