@@ -201,9 +201,11 @@ class Holds:
         await self._end_putting(hold)
         self.let_go(hold, [*hold.leases, *hold.claimed])
         hold.dropped.clear()
+        doomed = tuple(hold.incoming.values())
+        for incoming in doomed:  # all at once: a connection that comes meanwhile must find none of them
+            self.forget_incoming(hold, incoming)
         with trio.CancelScope(shield=True):
-            for incoming in tuple(hold.incoming.values()):
-                self.forget_incoming(hold, incoming)
+            for incoming in doomed:
                 await incoming.abort()
         self.forget_if_empty(hold)
 

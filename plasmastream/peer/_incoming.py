@@ -52,6 +52,10 @@ class Ranges:
         found = bisect_right(self._starts, start) - 1
         return found >= 0 and end <= self._ends[found]
 
+    def overlap(self, start: int, end: int) -> bool:
+        """Whether any byte from `start` up to `end` is here."""
+        return bisect_right(self._ends, start) < bisect_left(self._starts, end)
+
     def _replace(self, first: int, last: int, ranges: Sequence[tuple[int, int]]) -> None:
         self._starts[first:last] = [start for start, _ in ranges]
         self._ends[first:last] = [end for _, end in ranges]

@@ -59,7 +59,7 @@ class PutRequest:
                 await self._channel.send(Want(ranges))
                 await self._take_all()
                 await self._find_present()
-                for index in self._left.intersection(wanted.what for wanted in ranges):
+                for index in self._left.intersection(wanted.what for wanted in ranges if self._is_missing(wanted)):
                     self._attempts[index] += 1
                     if self._attempts[index] >= _ATTEMPTS:
                         await self._finish(index, Outcome.DAMAGED)
@@ -93,6 +93,12 @@ class PutRequest:
             missing = tuple(incoming.missing) if incoming is not None and incoming.has_begun else whole
             ranges += [Range(index, start, end - start) for start, end in missing]
         return tuple(ranges[:_WANTED_AT_ONCE])
+
+    def _is_missing(self, wanted: Range) -> bool:
+        incoming = self._incoming(wanted.what)
+        if incoming is None or not incoming.has_begun:
+            return True
+        return incoming.missing.overlap(wanted.offset, wanted.offset + wanted.length)
 
     async def _take_all(self) -> None:
         while True:
