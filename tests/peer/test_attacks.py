@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 
 import pytest
@@ -308,15 +308,14 @@ async def test_silent_connections_of_one_peer_leave_room_for_another() -> None:
 
     with EmbeddedStore(CAPACITY) as store:
         fill(store, objects_of([(100, 0)]))
-        async with serving(store, max_connections=4) as server:
-            silent = [await trio.open_tcp_stream(*server.address) for _ in range(4)]
+        async with serving(store, max_connections=4) as server, AsyncExitStack() as silent:
+            for _ in range(4):
+                await silent.enter_async_context(await trio.open_tcp_stream(*server.address))
             client = PeerClient(*server.address, connect=connect, timeouts=PeerTimeouts(greeting=25))
             with trio.fail_after(25):  # they might be silent for 30 s, but for the one that is too many
                 assert len(await client.list_objects()) == 1
             assert server._connections == {"127.0.0.1": 3, "127.0.0.2": 1}
             await client.aclose()
-            for stream in silent:
-                await stream.aclose()
 
 
 async def test_dead_peers_do_not_keep_a_live_one_waiting(autojump_clock: MockClock) -> None:
