@@ -66,7 +66,7 @@ Report = Callable[[int, int], None]
 _OPEN_AT_ONCE = 4096
 _ATTEMPTS = 3
 _SHARE = 64 << 20  # bytes of a READ, so that several connections share a large object
-_CLOSE_WITHIN = 5.0
+_CLOSE_WITHIN, _ABANDON_WITHIN = 5.0, 1.0
 _MOST_TIMES_HELD = 5
 _WAS_HERE = "both have it: it was here already"
 
@@ -117,6 +117,7 @@ class Fetch:
         self._token = os.urandom(TOKEN_SIZE)
         self._to_close: list[ObjectID] = []
         self._moved = False
+        self._has_opened = False
         self._hindered: set[ObjectID] = set()
 
     async def run(self) -> list[Result]:
@@ -144,6 +145,7 @@ class Fetch:
                         await wanted.incoming.abort()
                     if wanted.lease is not None:
                         wanted.lease.release()
+                await self._abandon()
         return [wanted.result for wanted in self._wanted if wanted.result is not None]
 
     @property
@@ -265,6 +267,7 @@ class Fetch:
             return wanted
 
         ids = tuple(wanted.object_id for wanted in batch)
+        self._has_opened = True
         await channel.send(Open(self._token, self._take, self._encoding, ids))
         while (event := await channel.answer()) is not None:
             match event:
@@ -568,8 +571,21 @@ class Fetch:
             ids, self._to_close = tuple(self._to_close), []
             await self._close(ids)
 
+    async def _abandon(self) -> None:
+        """Where this was broken off, have the source let go at once: connections that are kept would keep it open."""
+        if not self._has_opened or not self._lanes.has_idle:
+            return
+        with anyio.move_on_after(_ABANDON_WITHIN):
+            try:
+                await self._close(())
+                return
+            except (PeerError, ProtocolError):
+                pass
+        self._lanes.close_idle()
+
     async def _close_all(self) -> None:
         if not any(wanted.is_open or wanted.handle for wanted in self._wanted) and not self._take:
+            self._has_opened = False
             return
         with anyio.move_on_after(_CLOSE_WITHIN):
             try:
@@ -582,3 +598,4 @@ class Fetch:
             await channel.send(Close(self._token, object_ids))
             while await channel.answer() is not None:
                 pass
+            self._has_opened = self._has_opened and bool(object_ids)

@@ -117,15 +117,22 @@ class Holds:
         """Whether somebody is taking an object."""
         return object_id in self._claims
 
+    def gives_way(self, hold: Hold, object_id: ObjectID) -> bool:
+        """Whether nobody else is taking an object, or somebody who has left it behind: see `claim`."""
+        other = self._claims.get(object_id)
+        if other is None or other is hold:
+            return True
+        return not other.users and (other.node == hold.node or other.peer == hold.peer)
+
     def claim(self, hold: Hold, object_id: ObjectID) -> bool:
         """Keep other TAKEs away from an object; False where another one has claimed it.
 
-        A claim of the same node gives way when no connection of its token is left.
+        A claim of the same node, or the same peer, gives way when no connection of its token is left.
         """
+        if not self.gives_way(hold, object_id):
+            return False
         other = self._claims.get(object_id)
         if other is not None and other is not hold:
-            if other.users or other.node != hold.node:
-                return False
             self.let_go(other, [object_id])
         self._claims[object_id] = hold
         hold.claimed.add(object_id)
@@ -133,8 +140,31 @@ class Holds:
 
     # Objects
 
-    def has_room(self, hold: Hold, nbytes: int) -> bool:
-        """Whether so many bytes more may be held for this peer; one object always may."""
+    async def make_room(self, hold: Hold, nbytes: int) -> bool:
+        """Whether so many bytes more may be held for this peer; one object always may.
+
+        Tokens that the peer has left behind give way, the oldest first.
+        """
+        while not self._has_room(hold, nbytes):
+            left = self._left_behind(hold.peer)
+            if not left:
+                return False
+            await self.release(left[0])
+        return True
+
+    async def supersede(self, hold: Hold, object_ids: Iterable[ObjectID]) -> None:
+        """Let go of what this peer has begun to put under tokens that it has left behind, and now puts anew."""
+        for object_id in object_ids:
+            for other in self._left_behind(hold.peer):
+                incoming = other.incoming.get(object_id)
+                if incoming is not None and other is not hold:
+                    self.forget_incoming(other, incoming)
+                    await incoming.abort()
+
+    def _left_behind(self, peer: str) -> list[Hold]:
+        return [hold for hold in self._holds.values() if hold.peer == peer and hold.unused is not None]
+
+    def _has_room(self, hold: Hold, nbytes: int) -> bool:
         held = self._bytes[hold.peer]
         return self._objects[hold.peer] < _MOST_OBJECTS and (not held or held + nbytes <= self._most_bytes)
 
@@ -236,7 +266,7 @@ class Holds:
                 await self.release(hold)
 
     def _make_place(self, peer: str) -> None:
-        unused = [hold for hold in self._holds.values() if hold.peer == peer and hold.unused is not None]
+        unused = self._left_behind(peer)
         for hold in unused[: max(0, len(unused) + 1 - _MOST_TOKENS)]:
             assert hold.unused is not None
             hold.unused.cancel()

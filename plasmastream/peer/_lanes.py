@@ -78,6 +78,11 @@ class Lanes:
         return anyio.current_time() < self._version_1_until
 
     @property
+    def has_idle(self) -> bool:
+        """Whether there are connections that no request is using."""
+        return any(self._idle.values())
+
+    @property
     def in_use(self) -> int:
         """Connections with a request under way."""
         return len(self._in_use)

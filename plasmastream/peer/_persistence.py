@@ -35,12 +35,19 @@ class Persistence:
         self._since = anyio.current_time()
         self._wait = _FIRST_WAIT
         self.has_progressed = False
+        self._farthest = 0
 
     def progressed(self) -> None:
         """Say that something has been achieved."""
         self.has_progressed = True
         self._since = anyio.current_time()
         self._wait = _FIRST_WAIT
+
+    def reached(self, amount: int) -> None:
+        """Say how far it has come. Only what is farther than ever before is progress, not the same again."""
+        if amount > self._farthest:
+            self._farthest = amount
+            self.progressed()
 
     def failed(self, error: PlasmastreamError) -> None:
         """Say that an attempt has failed: where the next one succeeds, nobody else does."""

@@ -26,6 +26,7 @@ from plasmastream.wire.stream.v2 import (
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+_TOO_MUCH = "too much of this peer's is on its way here already"
 _WANTED_AT_ONCE = 65_536
 
 
@@ -53,6 +54,8 @@ class PutRequest:
         """
         await self._find_present()
         await self._refuse_too_large()
+        await self._services.holds.supersede(self._hold, self._request.object_ids)
+        await self._refuse_what_has_no_room()
         try:
             while self._left:
                 ranges = self._wanted_ranges()
@@ -81,6 +84,14 @@ class PutRequest:
             if size > self._store.capacity:
                 reason = f"it has {size:,} bytes, and the store {self._store.capacity:,}"
                 await self._finish(index, Outcome.TOO_LARGE, reason)
+
+    async def _refuse_what_has_no_room(self) -> None:
+        """Say so before the bytes come: they could only be thrown away."""
+        for index in sorted(self._left):
+            size = self._request.sizes[index].data + self._request.sizes[index].metadata
+            is_new = size > self._services.limits.small_size and self._incoming(index) is None
+            if is_new and not await self._services.holds.make_room(self._hold, size):
+                await self._finish(index, Outcome.NO_ROOM, _TOO_MUCH)
 
     def _wanted_ranges(self) -> tuple[Range, ...]:
         """What is lacking, as far as one WANT should name it."""
@@ -158,8 +169,8 @@ class PutRequest:
 
     async def _begin(self, index: int, described: ObjectDescribed) -> Incoming | None:
         holds, size = self._services.holds, described.data_size + len(described.metadata)
-        if not holds.has_room(self._hold, size):
-            await self._finish(index, Outcome.NO_ROOM, "too much of this peer's is on its way here already")
+        if not await holds.make_room(self._hold, size):
+            await self._finish(index, Outcome.NO_ROOM, _TOO_MUCH)
             return None
         incoming = Incoming(self._request.object_ids[index], described.data_size, described.metadata)
 

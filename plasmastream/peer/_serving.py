@@ -233,7 +233,7 @@ class Session:
                 if lease is None:
                     missing.append(index)
                     continue
-                outcome = self._admit(request, hold, lease)
+                outcome = await self._admit(request, hold, lease)
                 if outcome is not None:
                     outcomes[outcome].append(index)
                     continue
@@ -264,21 +264,21 @@ class Session:
                 if lease is not None:
                     lease.release()
 
-    def _admit(self, request: Open, hold: Hold, lease: Lease) -> tuple[int, str] | None:
+    async def _admit(self, request: Open, hold: Hold, lease: Lease) -> tuple[int, str] | None:
         """Whether an object may be opened: None, or the outcome and its reason."""
         holds, limits = self._services.holds, self._services.limits
         if len(lease.data) > limits.max_data_size or len(lease.metadata) > limits.max_metadata_size:
             sizes = f"{len(lease.data):,} bytes of data and {len(lease.metadata):,} of metadata"
             return Outcome.TOO_LARGE, f"it has {sizes}"
         is_held = request.take or lease.size > limits.small_size
-        if is_held and lease.object_id not in hold.leases and not holds.has_room(hold, lease.size):
+        if is_held and lease.object_id not in hold.leases and not await holds.make_room(hold, lease.size):
             return Outcome.NO_ROOM, "too much is held for this peer already"
         if self._services.taking.overlap((lease.object_id,)):
             return Outcome.BEING_TAKEN, ""
         if request.take:
             if not holds.claim(hold, lease.object_id):
                 return Outcome.BEING_TAKEN, ""
-        elif holds.is_claimed(lease.object_id):
+        elif not holds.gives_way(hold, lease.object_id):
             return Outcome.BEING_TAKEN, ""
         return None
 

@@ -67,7 +67,6 @@ class SyncCall:
             for request in self.peer_requests
         )
         results: list[list[Result | None]] = [[None] * len(request.object_ids) for request in requests]
-        nbytes = 0
         timeout = 0.0  # for none
         if self.timeout is not None:
             timeout = max(_SHORTEST, persistence.deadline - anyio.current_time())
@@ -77,9 +76,7 @@ class SyncCall:
                 case Outcomes():
                     self._note(channel, event, results)
                 case Progress():
-                    before, nbytes = nbytes, sum(amount.nbytes for amount in event.requests)
-                    if nbytes > before:  # that the server lives is not enough
-                        persistence.progressed()
+                    persistence.reached(sum(amount.nbytes for amount in event.requests))
                     if self.on_progress is not None and len(event.requests) == len(requests):
                         self.on_progress([(amount.objects, amount.nbytes) for amount in event.requests])
                 case _:

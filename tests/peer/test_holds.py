@@ -109,7 +109,7 @@ async def test_claims_keep_others_out(store: EmbeddedStore, autojump_clock: Mock
     holds = Holds(store.capacity, 30)
     first: set[Hold] = set()
     second: set[Hold] = set()
-    ours, again, theirs = use(holds, b"1", first), use(holds, b"2", second), use(holds, b"3", second, THERE)
+    ours, again, theirs = use(holds, b"1", first), use(holds, b"2", second), use(holds, b"3", second, THERE, peer="b")
     for object_id in (A, B):
         holds.keep(ours, await lease_of(store, object_id))
         assert holds.claim(ours, object_id)
@@ -147,21 +147,21 @@ async def test_one_peer_may_hold_a_quarter_or_one_object(
     holds = Holds(8000, 30)  # of which a quarter are two of these objects
     hold, other = use(holds, b"1", set()), use(holds, b"2", set())
     elsewhere = use(holds, b"3", set(), peer="b")
-    assert holds.has_room(hold, 1 << 40)  # one object always may
+    assert await holds.make_room(hold, 1 << 40)  # one object always may
     holds.keep(hold, await lease_of(store, A))
-    assert holds.has_room(other, 1000)
-    assert not holds.has_room(other, 1001)
+    assert await holds.make_room(other, 1000)
+    assert not await holds.make_room(other, 1001)
     incoming = Incoming(name("new"), 1000, b"")
     holds.keep_incoming(other, incoming)
-    assert not holds.has_room(hold, 1)
-    assert holds.has_room(elsewhere, 1 << 40)
+    assert not await holds.make_room(hold, 1)
+    assert await holds.make_room(elsewhere, 1 << 40)
     holds.forget_incoming(other, incoming)
     holds.forget_incoming(other, incoming)
-    assert holds.has_room(hold, 1000)
+    assert await holds.make_room(hold, 1000)
     monkeypatch.setattr(holds_module, "_MOST_OBJECTS", 1)
-    assert not holds.has_room(hold, 0)
+    assert not await holds.make_room(hold, 0)
     holds.let_go(hold, [A])
-    assert holds.has_room(hold, 1 << 40)
+    assert await holds.make_room(hold, 1 << 40)
 
 
 async def test_what_is_being_put_is_taken_back_with_its_token(
