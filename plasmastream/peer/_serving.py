@@ -17,6 +17,7 @@ from plasmastream.peer._results import outcome_of
 from plasmastream.peer._services import CancelledByClientError, ServerChannel, Services
 from plasmastream.peer._sync_server import answer_sync
 from plasmastream.peer._transport import PeerStalledError, Transport
+from plasmastream.peer._turns import parts
 from plasmastream.store._object_store import Lease
 from plasmastream.wire.plasma import NO_DIGEST, ErrorCode, ObjectInfo
 from plasmastream.wire.stream.v2 import (
@@ -47,7 +48,6 @@ _log = logging.getLogger(__name__)
 
 _HELD_AT_ONCE = 256
 _LISTED_AT_ONCE = 4096
-_REFUSED_AT_ONCE = 100
 
 _Outcomes = defaultdict[tuple[int, str], list[int]]
 
@@ -209,7 +209,7 @@ class Session:
             )
         if not outcomes[Outcome.NOT_FOUND, ""]:
             del outcomes[Outcome.NOT_FOUND, ""]
-        self._channel.queue_outcomes(outcomes)
+        await self._channel.send_outcomes(outcomes)
 
     async def _open_batch(
         self,
@@ -302,13 +302,13 @@ class Session:
         hold = self._hold(request.token)
         encoding = Encoding.ABSENT if request.checksums else self._encoding(request.encoding)
         outcomes: _Outcomes = defaultdict(list)
-        for index, asked in enumerate(request.ranges):
-            outcome = await self._read_range(hold, index, asked, encoding)
-            if outcome is not None:
-                outcomes[outcome].append(index)
-                if index % _REFUSED_AT_ONCE == 0:
-                    await trio.lowlevel.checkpoint()
-        self._channel.queue_outcomes(outcomes)
+        for part in parts(tuple(enumerate(request.ranges))):
+            for index, asked in part:
+                outcome = await self._read_range(hold, index, asked, encoding)
+                if outcome is not None:
+                    outcomes[outcome].append(index)
+            await trio.lowlevel.checkpoint()  # what is not known any more is refused without a wait
+        await self._channel.send_outcomes(outcomes)
 
     async def _read_range(
         self, hold: Hold, index: int, asked: Range, encoding: Encoding
@@ -337,8 +337,14 @@ class Session:
     async def _drop(self, request: Drop) -> None:
         hold = self._hold(request.token)
         outcomes: _Outcomes = defaultdict(list)
+        for part in parts(tuple(enumerate(request.object_ids)), _HELD_AT_ONCE):
+            await self._drop_some(hold, part, outcomes)
+            await trio.lowlevel.checkpoint()
+        await self._channel.send_outcomes(outcomes)
+
+    async def _drop_some(self, hold: Hold, asked: Sequence[tuple[int, ObjectID]], outcomes: _Outcomes) -> None:
         doomed: list[tuple[int, ObjectID]] = []
-        for index, object_id in enumerate(request.object_ids):
+        for index, object_id in asked:
             if object_id in hold.dropped:
                 outcomes[Outcome.DONE, ""].append(index)
             elif object_id in hold.leases and object_id in hold.claimed:
@@ -356,7 +362,6 @@ class Session:
                 else:
                     outcomes[Outcome.STORE_ERROR, f"the store answered {code.name}"].append(index)
             self._services.holds.let_go(hold, ids)
-        self._channel.queue_outcomes(outcomes)
 
     async def _unless_replaced(
         self, hold: Hold, doomed: Sequence[tuple[int, ObjectID]], outcomes: _Outcomes
@@ -379,7 +384,9 @@ class Session:
     async def _close(self, request: Close) -> None:
         hold = self._hold(request.token)
         if request.object_ids:
-            self._services.holds.let_go(hold, request.object_ids)
+            for part in parts(request.object_ids):
+                self._services.holds.let_go(hold, part)
+                await trio.lowlevel.checkpoint()
         else:
             await self._services.holds.release(hold)
 
