@@ -227,7 +227,7 @@ async def test_what_is_released_is_found_by_nobody_while_it_is_taken_back(
 
 
 async def test_many_holes_cost_others_nothing(autojump_clock: MockClock) -> None:
-    count = 20_000
+    count = 16_000
     data = bytes(range(250)) * (2 * count // 250)
     async with open_world(capacity=1_000_000) as world:
         world.room = 8 << 10  # all that a turn of the server can find
@@ -260,7 +260,6 @@ async def test_what_one_want_does_not_name_the_next_one_does(
     objects: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many it takes, none of it counts as damage."""
-    assert put_server_module._WANTED_AT_ONCE == 65_536
     monkeypatch.setattr(put_server_module, "_WANTED_AT_ONCE", 5)
     ids, size = list(objects_of([(0, 0)] * objects, "wanted")), 600 // objects
     async with open_world() as world, attackers(world, 1) as (attacker,):
