@@ -219,7 +219,7 @@ class Holds:
     @asynccontextmanager
     async def put_by(self, hold: Hold, channel: Channel) -> AsyncIterator[None]:
         """Let a connection write to what a token is putting, and no other one: one that did so before is broken off."""
-        await self._end_putting(hold)
+        await self.end_putting(hold)
         hold.putting = putting = Putting(channel)
         try:
             yield
@@ -227,7 +227,7 @@ class Holds:
             hold.putting = None
             putting.over.set()
 
-    async def _end_putting(self, hold: Hold) -> None:
+    async def end_putting(self, hold: Hold) -> None:
         """Break off the connection that writes to what a token is putting: no view of it may outlive what follows."""
         while (putting := hold.putting) is not None:
             putting.channel.abort()
@@ -237,7 +237,7 @@ class Holds:
 
     async def release(self, hold: Hold) -> None:
         """Let go of all that a token holds, and forget it."""
-        await self._end_putting(hold)
+        await self.end_putting(hold)
         # All at once: a connection that comes meanwhile must find none of it.
         leases = self._forget_leases(hold, (*hold.leases, *hold.claimed))
         hold.dropped.clear()

@@ -4,6 +4,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import anyio
 import anyio.lowlevel
@@ -189,7 +190,8 @@ class Upload:
                 self._note_sent(batch[position], left[position])
         if run:
             await self._send_run(channel, batch, run)
-        await channel.send(Progress())
+        connection.send(Progress())
+        await channel.flush(partial(self._hear, channel))  # and what comes now is the answer
 
     async def _send_run(
         self, channel: ClientChannel, batch: Sequence[int], run: Sequence[tuple[int, memoryview, memoryview]]
@@ -208,12 +210,20 @@ class Upload:
             self._report(int(not left), before - left)
 
     async def _flush(self, channel: ClientChannel) -> None:
-        await channel.flush()
-        match event := await channel.waiting_event():
-            case None | Progress():
-                pass
-            case End():  # a server that will not have all of it
-                raise refusal(channel.peer, event)
-            case _:
-                raise RemoteProtocolError(f"{channel.peer} answered a PUT before it was whole")
+        await channel.flush(partial(self._hear, channel))
+        await self._hear(channel)
         await anyio.lowlevel.checkpoint()
+
+    async def _hear(self, channel: ClientChannel) -> bool:
+        """Hear what the server says before it has all; whether that is a sign of life: it may have to wait for room."""
+        is_alive = False
+        while (event := await channel.waiting_event()) is not None:
+            match event:
+                case Progress():
+                    self._persistence.check(self._lanes)
+                    is_alive = True
+                case End():  # a server that will not have all of it
+                    raise refusal(channel.peer, event)
+                case _:
+                    raise RemoteProtocolError(f"{channel.peer} answered a PUT before it was whole")
+        return is_alive

@@ -161,6 +161,7 @@ class Session:
                         await self._close(request)
                     case Put():
                         hold = self._hold(request.token)
+                        await self._end_putting(hold)
                         async with services.holds.put_by(hold, self._channel):
                             await PutRequest(services, self._channel, hold, request).answer()
                     case Sync():
@@ -186,6 +187,10 @@ class Session:
         if hold is None:
             raise RemoteProtocolError("the token of a request is another node's")
         return hold
+
+    async def _end_putting(self, hold: Hold) -> None:
+        if hold.putting is not None:  # by a connection that may be waiting for the store
+            await self._channel.patiently(partial(self._services.holds.end_putting, hold))
 
     # Open
 
@@ -388,6 +393,7 @@ class Session:
                 self._services.holds.let_go(hold, part)
                 await trio.lowlevel.checkpoint()
         else:
+            await self._end_putting(hold)
             await self._services.holds.release(hold)
 
     # Stat, list

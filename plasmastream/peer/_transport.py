@@ -39,6 +39,10 @@ class UnreachableError(PeerError):
     """Nobody answers at the peer's address."""
 
 
+Excuse: TypeAlias = Callable[[], Awaitable[bool]]
+"""Asked where too little has moved: whether there is a reason to wait for as long again."""
+
+
 class Transport(Protocol):
     """What sender and receiver need of a connection. Errors are PeerError; a stall is PeerStalledError."""
 
@@ -54,8 +58,17 @@ class Transport(Protocol):
         """
         ...
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
+    async def send(
+        self,
+        pieces: Sequence[bytes | memoryview],
+        *,
+        timeout: float,
+        at_least: int = 1,
+        excuse: Excuse | None = None,
+    ) -> None:
         """Send all pieces in order; in each `timeout` seconds of waiting, `at_least` bytes must have moved.
+
+        Where they have not, and there is an `excuse`, the time begins anew.
 
         After a cancel nobody knows what was sent: the connection is of no use any more.
         """
@@ -120,7 +133,14 @@ class TcpTransport:
             except OSError as error:
                 raise self._broken(error) from error
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
+    async def send(
+        self,
+        pieces: Sequence[bytes | memoryview],
+        *,
+        timeout: float,
+        at_least: int = 1,
+        excuse: Excuse | None = None,
+    ) -> None:
         """See `Transport.send`."""
         moved, since = at_least, 0.0
         for piece in _joined(pieces):
@@ -136,7 +156,12 @@ class TcpTransport:
                             moved, since = 0, anyio.current_time()
                         left = timeout - (anyio.current_time() - since)
                         what = "took nothing" if not moved else f"took {moved} bytes only"
-                        await self._wait(anyio.wait_writable, left, f"{what} for {timeout:g} s")
+                        try:
+                            await self._wait(anyio.wait_writable, left, f"{what} for {timeout:g} s")
+                        except PeerStalledError:
+                            if excuse is None or not await excuse():
+                                raise
+                            moved, since = 0, anyio.current_time()
                     except OSError as error:
                         raise self._broken(error) from error
                     else:
