@@ -47,7 +47,6 @@ from plasmastream.wire.stream.v2 import (
 _log = logging.getLogger(__name__)
 
 _HELD_AT_ONCE = 256
-_LISTED_AT_ONCE = 4096
 
 _Outcomes = defaultdict[tuple[int, str], list[int]]
 
@@ -399,14 +398,12 @@ class Session:
     # Stat, list
 
     async def _list(self, object_ids: Sequence[ObjectID] | None) -> None:
-        infos = await self._channel.patiently(self._services.store.list_objects, again=True)
-        if object_ids is not None:
-            known = {info.object_id: info for info in infos}
-            infos = [known[object_id] for object_id in object_ids if object_id in known]
-        for first in range(0, len(infos), _LISTED_AT_ONCE):
-            self._channel.connection.send(_listed(infos[first : first + _LISTED_AT_ONCE]))
+        infos = await self._channel.patiently(partial(self._services.store.list_objects, object_ids), again=True)
+        for part in parts(infos):
+            self._channel.connection.send(_listed(part))
             await self._channel.flush()
             await self._channel.check_cancel()
+            await trio.lowlevel.checkpoint()
 
 
 def _listed(infos: Sequence[ObjectInfo]) -> Listed:

@@ -9,8 +9,11 @@ from trio.testing import MockClock
 
 from plasmastream import ObjectID
 from plasmastream.peer import Limits2, Outcome
-from plasmastream.store import EmbeddedStore, NewObject
+from plasmastream.store import EmbeddedStore, NewObject, _embedded
+from plasmastream.store._table import Entry
+from plasmastream.wire.plasma import ObjectInfo
 from plasmastream.wire.stream.v2 import Drop, Message, Progress, Put, Range, Read, Sizes, Want
+from tests.peer.helpers import objects_of
 from tests.peer.test_attacks import TOKEN, attackers
 from tests.peer.world import NEAR, open_world
 
@@ -104,3 +107,22 @@ async def test_a_refusal_of_very_many_objects_lets_others_have_their_turns(
                 await attacker.channel.send(request_)
                 assert await attacker.rest() == dict.fromkeys(range(MANY), outcome)
         assert watch.turns >= MANY // 1024
+
+
+async def test_stat_looks_at_no_more_than_it_is_asked_for(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[ObjectID] = []
+    real = _embedded.describe
+
+    def describe(entry: Entry) -> ObjectInfo:
+        described.append(entry.object_id)
+        return real(entry)
+
+    objects = objects_of([(10, 0)] * 100)
+    async with open_world(near=objects) as world:
+        asked = [*list(objects)[5:7], IDS[0]]
+        with monkeypatch.context() as patch:
+            patch.setattr(_embedded, "describe", describe)
+            infos = await world.client().stat(asked)
+        assert [info.object_id for info in infos] == described == asked[:2]
