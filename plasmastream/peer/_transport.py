@@ -27,6 +27,8 @@ _JOIN_BELOW = 512 << 10
 _SEND_STEP = 256 << 10
 _CALLS_PER_CHECKPOINT = 64
 
+_MAPPED = "::ffff:"  # stands before an IPv4 address where a socket speaks both
+
 # A peer whose machine vanished is noticed by TCP itself within about a minute, also where nothing is to be sent.
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT = 30, 10, 3
 
@@ -272,9 +274,11 @@ async def _connect(sock: socket.socket, address: _Address) -> TcpTransport:
 
 
 def format_address(address: Sequence[str | int]) -> str:
-    """Write a socket address as HOST:PORT, an IPv6 host in brackets."""
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    """Write a socket address as HOST:PORT, an IPv6 host in brackets, and an IPv4 host as such."""
+    host, port = str(address[0]), address[1]
+    if "." in host:
+        host = host.removeprefix(_MAPPED)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_address(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:

@@ -268,6 +268,8 @@ async def test_connecting_waits_for_the_handshake(code: int, monkeypatch: pytest
     [
         (("10.0.0.1", 2021), "10.0.0.1:2021"),
         (("::1", 80), "[::1]:80"),
+        (("::ffff:10.0.0.1", 80, 0, 0), "10.0.0.1:80"),
+        (("::ffff:a00:1", 80, 0, 0), "[::ffff:a00:1]:80"),
         (("fe80::1%eth0", 80, 0, 3), "[fe80::1%eth0]:80"),
         (("node", 1), "node:1"),
     ],
