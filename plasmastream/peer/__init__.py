@@ -10,6 +10,7 @@ from plasmastream.peer._timeouts import PeerTimeouts, ServerTimeouts
 from plasmastream.peer._transport import (
     DEFAULT_PORT,
     Connect,
+    Excuse,
     PeerStalledError,
     Transport,
     UnreachableError,
@@ -23,6 +24,7 @@ __all__ = [
     "DEFAULT_MAX_CONNECTIONS",
     "DEFAULT_PORT",
     "Connect",
+    "Excuse",
     "IncompleteError",
     "Limits",
     "Limits2",
