@@ -1,18 +1,24 @@
 """`bench`: what it tells, and that nothing of it stays with the peer, whatever becomes of it. Nothing here is timed."""
 
 import json
-import os
-import pty
 import signal
-import subprocess
-from pathlib import Path
 
 import pytest
 import trio
 
 from plasmastream.store import open_store
 from tests.apache import short_directory
-from tests.cli.processes import Node, Running, command_line, get_object, node, put_object, run, run_here
+from tests.cli.processes import (
+    Node,
+    Running,
+    command_line,
+    get_object,
+    node,
+    put_object,
+    run,
+    run_here,
+    shown_on_terminal,
+)
 from tests.cli.test_remote import silent_server, version_1_server
 
 QUICK = ("--max-size", "64KiB", "--seconds", "0.03")
@@ -67,7 +73,7 @@ def test_tables_and_what_has_no_room() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_is_interrupted(tmp_path: Path, number: signal.Signals) -> None:
+def test_it_is_interrupted(number: signal.Signals) -> None:
     with short_directory() as directory, node(directory / "s", memory="64MiB") as there:
         for size in ("1KiB", "48MiB"):
             command = command_line("plasmastream", "bench", there.address, "--max-size", size, "--seconds", "20")
@@ -100,12 +106,4 @@ def test_who_cannot_be_measured() -> None:
 
 
 def test_progress_on_a_terminal(there: Node) -> None:
-    ours, theirs = pty.openpty()
-    try:
-        command = command_line("plasmastream", "bench", there.address, *QUICK)
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=theirs, check=True, timeout=60)
-        shown = os.read(ours, 1 << 16).decode()
-    finally:
-        os.close(ours)
-        os.close(theirs)
-    assert "Measuring to 127.0.0.1: " in shown
+    assert "Measuring to 127.0.0.1: " in shown_on_terminal("bench", there.address, *QUICK)
