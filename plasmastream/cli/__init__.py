@@ -19,6 +19,7 @@ _COMMANDS = {
     "copy": "Fetch objects from another machine into the store.",
     "take": "Fetch objects from another machine, which deletes its own.",
     "sync": "Have a server fetch objects from other servers.",
+    "bench": "Measure how fast objects go to another machine and back.",
     "demo": "Move objects between two nodes on this machine.",
 }
 

@@ -18,13 +18,15 @@ from plasmastream.peer import (
     describe_outcome,
 )
 
-_LOST = (Outcome.UNREACHABLE, Outcome.BROKEN_OFF, Outcome.STALLED)
+LOST = (Outcome.UNREACHABLE, Outcome.BROKEN_OFF, Outcome.STALLED)
 
 
 @asynccontextmanager
-async def connected_to(server: Address, timeout: float | None = None) -> AsyncIterator[PeerClient]:
+async def connected_to(
+    server: Address, timeout: float | None = None, timeouts: PeerTimeouts | None = None
+) -> AsyncIterator[PeerClient]:
     """A client of a peer, which connects when it has to, and is not longer at it than `timeout` seconds."""
-    timeouts = PeerTimeouts()
+    timeouts = timeouts or PeerTimeouts()
     if timeout is not None:
         greeting = min(timeouts.greeting, timeout)
         timeouts = attrs.evolve(timeouts, connect=min(timeouts.connect, timeout), greeting=greeting)
@@ -36,14 +38,14 @@ async def connected_to(server: Address, timeout: float | None = None) -> AsyncIt
 
 
 @asynccontextmanager
-async def asking(server: Address) -> AsyncIterator[PeerClient]:
+async def asking(server: Address, timeouts: PeerTimeouts | None = None) -> AsyncIterator[PeerClient]:
     """A client for requests that version 1 of the protocol does not have.
 
     Raises:
         PlasmastreamError: the peer speaks no other.
     """
     try:
-        async with connected_to(server) as peer:
+        async with connected_to(server, timeouts=timeouts) as peer:
             yield peer
     except OldPeerError:
         message = f"{server} speaks version 1 of the protocol, which only copies and takes objects from store to store"
@@ -67,7 +69,7 @@ def check_outcomes(peer: object, results: Sequence[Result]) -> int:
         raise UnreachableError(failed[0].reason)
     for result in failed:
         complain("plasmastream", f"{peer}: {result}")
-    is_lost = all(result.outcome in _LOST for result in failed)
+    is_lost = all(result.outcome in LOST for result in failed)
     return ExitStatus.NOBODY_ANSWERS if is_lost else ExitStatus.FAILED
 
 

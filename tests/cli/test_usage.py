@@ -19,7 +19,7 @@ def test_help_and_version(program: str) -> None:
 
 
 def test_help_of_commands() -> None:
-    commands = ["store", "serve", "put", "get", "ls", "rm", "copy", "take", "sync", "demo"]
+    commands = ["store", "serve", "put", "get", "ls", "rm", "copy", "take", "sync", "bench", "demo"]
     for command in commands:
         assert run_here(command, "--help").succeeds().text.startswith(f"Usage: plasmastream {command}")
     listed = run_here("--help").text
