@@ -53,7 +53,8 @@ def make_hello(limits: Limits) -> Hello:
 class PeerClient:
     """A client of the plasmastream server at `host` and `port`. Any number of requests may run at once.
 
-    It connects when it has to, and keeps a few connections. Use `open_peer`, or call `aclose` in the end.
+    It connects when it has to, and keeps a few connections. Use `open_peer`, or call `aclose` in the end. Until then it
+    belongs to the thread that first used it.
 
     Args:
         host: a name, or an IPv4 or IPv6 address.
