@@ -2,14 +2,17 @@
 
 import logging
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from functools import partial
 
-from plasmastream._errors import RemoteProtocolError, StoreError
+from plasmastream._errors import NotSupportedError, RemoteProtocolError, StoreError
+from plasmastream._object_id import ObjectID
 from plasmastream.peer._holds import Hold
 from plasmastream.peer._incoming import Incoming, outcome_of_failed_put, put_small
 from plasmastream.peer._results import outcome_of
 from plasmastream.peer._services import ServerChannel, Services
-from plasmastream.store._object_store import NewObject
+from plasmastream.store._object_store import NewObject, ObjectStore
+from plasmastream.wire.plasma import ObjectInfo, ObjectStatus
 from plasmastream.wire.stream.v2 import (
     ChunkEnded,
     ChunkStarted,
@@ -20,6 +23,7 @@ from plasmastream.wire.stream.v2 import (
     Range,
     RunArrived,
     RunDamaged,
+    Sizes,
     Want,
 )
 
@@ -74,9 +78,18 @@ class PutRequest:
         left = sorted(self._left)
         ids = [self._request.object_ids[index] for index in left]
         present = await self._channel.patiently(partial(self._store.contains, ids), again=True)
-        for index, is_there in zip(left, present, strict=True):
-            if is_there:
+        there = [index for index, is_there in zip(left, present, strict=True) if is_there]
+        if not there:
+            return
+        ids = [self._request.object_ids[index] for index in there]
+        sizes = await self._channel.patiently(partial(_sizes_of, self._store, ids), again=True)
+        for index in there:
+            found, put = sizes.get(self._request.object_ids[index]), self._request.sizes[index]
+            if found == put:
                 await self._finish(index, Outcome.PRESENT)
+            elif found is not None:  # otherwise it has gone since
+                reason = f"another object of its id is there, with {_in_words(found)}; it has {_in_words(put)}"
+                await self._finish(index, Outcome.DIFFERENT, reason)
 
     async def _refuse_too_large(self) -> None:
         for index in sorted(self._left):
@@ -234,7 +247,24 @@ class PutRequest:
             return
         put = partial(put_small, self._store, [new for _, new in objects], self._services.room_timeout)
         outcomes = await self._channel.patiently(put)
-        for (index, _), (lease, outcome, reason) in zip(objects, outcomes, strict=True):
+        for (index, new), (lease, outcome, reason) in zip(objects, outcomes, strict=True):
             if lease is not None:
-                lease.release()
+                with lease:
+                    is_same = lease.data == new.data and lease.metadata == new.metadata
+                if not is_same:
+                    outcome = Outcome.DIFFERENT
             await self._finish(index, outcome, reason)
+
+
+async def _sizes_of(store: ObjectStore, object_ids: Sequence[ObjectID]) -> dict[ObjectID, Sizes]:
+    """The sizes of some objects that are in a store, and perhaps of others; of none that is gone."""
+    found: Sequence[ObjectStatus | ObjectInfo]
+    try:
+        found = await store.inspect(object_ids)
+    except NotSupportedError:
+        found = await store.list_objects()
+    return {described.object_id: Sizes(described.data_size, described.metadata_size) for described in found}
+
+
+def _in_words(sizes: Sizes) -> str:
+    return f"{sizes.data:,} bytes of data and {sizes.metadata:,} of metadata"
