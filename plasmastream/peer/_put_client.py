@@ -10,6 +10,7 @@ import anyio.lowlevel
 
 from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError, RemoteProtocolError
 from plasmastream.peer._channel import ClientChannel, refusal
+from plasmastream.peer._contents import NewFile, content_of
 from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._results import RefusedError, Result, outcome_of
@@ -31,8 +32,6 @@ from plasmastream.wire.stream.v2 import (
 _AT_ONCE = 4096
 _SMALL_REQUEST = 1 << 20
 
-_Content = tuple[memoryview, memoryview]
-
 
 class Upload:
     """One transfer of some objects to one peer.
@@ -49,7 +48,7 @@ class Upload:
     def __init__(
         self,
         lanes: Lanes,
-        objects: Sequence[NewObject],
+        objects: Sequence[NewObject | NewFile],
         *,
         persistence: Persistence,
         encoding: Encoding,
@@ -58,9 +57,7 @@ class Upload:
     ) -> None:
         self._lanes = lanes
         self._objects = objects
-        self._contents: list[_Content] = [
-            (memoryview(new.data).cast("B"), memoryview(new.metadata).cast("B")) for new in objects
-        ]
+        self._contents = [content_of(new) for new in objects]
         self._results: list[Result | None] = [None] * len(objects)
         self._obstacles: dict[int, tuple[int, str]] = {}
         self._persistence = persistence
@@ -115,6 +112,10 @@ class Upload:
 
     async def _may_go_on(self, failure: PlasmastreamError | None) -> bool:
         if failure is None:
+            for index, (outcome, reason) in self._obstacles.items():
+                if self._results[index] is None:
+                    self._persistence.hindered(str(Result(self._objects[index].object_id, outcome, reason)))
+                    break
             return await self._persistence.pause()
         outcome = outcome_of(failure)
         is_first = not self._persistence.has_progressed and self._persistence.deadline == math.inf
@@ -123,7 +124,7 @@ class Upload:
         return await self._persistence.pause(failure.retry_after if isinstance(failure, RefusedError) else 0.0)
 
     async def _put(self, batch: Sequence[int]) -> None:
-        sizes = tuple(Sizes(len(data), len(metadata)) for data, metadata in (self._contents[i] for i in batch))
+        sizes = tuple(Sizes(len(self._contents[i][0]), len(self._contents[i][1])) for i in batch)
         total = sum(size.data + size.metadata for size in sizes)
         ids = tuple(self._objects[index].object_id for index in batch)
         async with self._lanes.channel(Lane.SMALL if total <= _SMALL_REQUEST else Lane.LARGE) as channel:
@@ -169,7 +170,7 @@ class Upload:
             if end > len(data):
                 raise RemoteProtocolError(f"{channel.peer} wants bytes up to {end} of {len(data)}")
             if len(data) + len(metadata) <= self._limits.small_size:
-                run.append((position, data, metadata))
+                run.append((position, data[: len(data)], metadata))
                 size += len(data) + len(metadata)
                 if size >= self._limits.run_size:
                     await self._send_run(channel, batch, run)

@@ -1,0 +1,154 @@
+"""What callers are told: which object, which peer, what was there already, and what is waited for."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from plasmastream import NotSupportedError, ObjectID, PeerError, PlasmastreamError
+from plasmastream.peer import (
+    NewFile,
+    Outcome,
+    PeerClient,
+    PeerRequest,
+    TransferKind,
+    UnreachableError,
+)
+from plasmastream.peer._persistence import Persistence
+from plasmastream.store import EmbeddedStore, Lease, NewObject
+from plasmastream.wire.plasma import ObjectStatus
+from tests.peer.helpers import CAPACITY, contents, fill, objects_of, serving
+
+SIZES = [(100, 5), (300_000, 5)]
+"""One that travels in a RUN, and one that travels in chunks."""
+
+
+class StoreThatDoesNotTell(EmbeddedStore):
+    """As Apache's, which knows no `inspect`."""
+
+    async def inspect(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectStatus]:
+        raise NotSupportedError("it does not tell")
+
+
+@pytest.mark.parametrize("store_type", [EmbeddedStore, StoreThatDoesNotTell])
+async def test_what_has_other_sizes_is_different(store_type: type[EmbeddedStore]) -> None:
+    objects = objects_of(SIZES)
+    with store_type(CAPACITY) as store:
+        fill(store, objects)
+        async with serving(store) as server, PeerClient(*server.address) as client:
+            for more_data, more_metadata in ((b"", b""), (b"more", b""), (b"", b"more")):
+                news = [NewObject(key, data + more_data, meta + more_metadata) for key, (data, meta) in objects.items()]
+                is_same = not more_data + more_metadata
+                for new, result in zip(news, await client.put(news), strict=True):
+                    data, meta = objects[new.object_id]
+                    there = f"with {len(data):,} bytes of data and {len(meta)} of metadata"
+                    assert result.outcome == (Outcome.PRESENT if is_same else Outcome.DIFFERENT)
+                    assert is_same or f"{there}; it has {len(new.data):,} bytes of data" in result.reason
+        assert contents(store) == objects
+
+
+async def test_what_somebody_puts_meanwhile_is_compared() -> None:
+    objects = objects_of([(100, 5), (200, 0)])
+    others = {object_id: (data[::-1], meta) for object_id, (data, meta) in objects.items()}
+    same = dict(list(objects.items())[:1])
+
+    class Overtaken(EmbeddedStore):
+        """Somebody else puts objects just before the server does."""
+
+        is_first = True
+
+        async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:
+            if self.is_first:
+                self.is_first = False
+                fill(self, {**others, **same})
+            return await super().put_many(objects, timeout=timeout)
+
+    with Overtaken(CAPACITY) as store:
+        async with serving(store) as server, PeerClient(*server.address) as client:
+            results = await client.put([NewObject(name, *content) for name, content in objects.items()])
+        assert [result.outcome for result in results] == [Outcome.PRESENT, Outcome.DIFFERENT]
+        assert contents(store) == {**others, **same}
+
+
+@contextmanager
+def files_of(path: Path, contents: list[bytes]) -> Iterator[list[NewFile]]:
+    """Files to be put, under ids that tell their order."""
+    news = []
+    try:
+        for number, data in enumerate(contents):
+            (path / str(number)).write_bytes(data)
+            descriptor = os.open(path / str(number), os.O_RDWR)
+            news.append(NewFile(ObjectID.from_name(str(number)), descriptor, len(data), b"about it"))
+        yield news
+    finally:
+        for new in news:
+            os.close(new.descriptor)
+
+
+async def test_files_are_put_beside_objects(tmp_path: Path) -> None:
+    data = [b"", b"small", os.urandom(70_000), os.urandom(3_000_000)]
+    with EmbeddedStore(CAPACITY) as store, files_of(tmp_path, data) as news:
+        async with serving(store) as server, PeerClient(*server.address) as client:
+            results = await client.put([NewObject(ObjectID.from_name("memory"), b"in memory"), *news])
+        assert {result.outcome for result in results} == {Outcome.DONE}
+        expected = {new.object_id: (content, b"about it") for new, content in zip(news, data, strict=True)}
+        assert contents(store) == {**expected, ObjectID.from_name("memory"): (b"in memory", b"")}
+
+
+@pytest.mark.parametrize("size", [1000, 3_000_000])
+async def test_a_file_that_is_shorter_than_was_said(tmp_path: Path, size: int) -> None:
+    with EmbeddedStore(CAPACITY) as store, files_of(tmp_path, [bytes(size)]) as news:
+        os.truncate(news[0].descriptor, 10)
+        async with serving(store) as server, PeerClient(*server.address) as client:
+            with pytest.raises(PlasmastreamError, match=rf"{news[0].object_id} became shorter: 10 of {size:,} bytes"):
+                await client.put(news)
+        assert contents(store) == {}
+
+
+async def test_requests_that_fail_as_a_whole_name_their_objects() -> None:
+    ids = tuple(ObjectID.from_name(letter) for letter in "abc")
+    with trio.socket.socket() as dead:
+        await dead.bind(("127.0.0.1", 0))  # and does not listen
+        host, port = dead.getsockname()
+        requests = [PeerRequest(TransferKind.COPY, host, port, ids)]
+        async with PeerClient(host, port) as client:
+            for call in (lambda: client.sync_each(requests), lambda: client.sync(requests), lambda: client.stat(ids)):
+                with pytest.raises(UnreachableError, match=rf"^object {ids[0]} and 2 more: no connection .*; see that"):
+                    await call()
+            with pytest.raises(UnreachableError, match=r"^no connection"):
+                await client.sync_each([])
+            with EmbeddedStore(CAPACITY) as store, pytest.raises(UnreachableError, match=rf"^object {ids[0]}: "):
+                await client.copy(ids[:1], store)
+
+
+async def test_a_client_closes_its_connections_with_its_block() -> None:
+    objects = objects_of(SIZES)
+    with EmbeddedStore(CAPACITY) as store:
+        fill(store, objects)
+        async with serving(store) as server:
+            async with PeerClient(*server.address) as client:
+                assert len(await client.list_objects()) == len(objects)
+                assert client._lanes.has_idle
+            assert not client._lanes.has_idle
+
+
+async def test_what_is_waited_for_is_logged_once(caplog: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
+    caplog.set_level(logging.INFO)
+    persistence = Persistence(60, 20)
+    for _ in range(3):
+        persistence.failed(PeerError("it broke"))
+        assert await persistence.pause()
+    persistence.hindered("somebody writes it")
+    assert await persistence.pause()
+    assert await persistence.pause()
+    persistence.progressed()
+    persistence.failed(PeerError("it broke"))
+    failed, told, hindered, again = caplog.messages
+    assert failed == again == "an attempt has failed: it broke"
+    assert told == "it broke; trying again for up to 20 s"
+    assert hindered.startswith("somebody writes it; trying again for up to ")
