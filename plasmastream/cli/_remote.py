@@ -46,15 +46,17 @@ async def put_files_there(names: Sequence[str], object_id: ObjectID | None, meta
                 made = object_id or ObjectID.random()
                 with open_file(name) as file, naming(name):
                     new = _new_object(made, file, name, metadata)
-                    results = await peer.put([new], on_progress=report)
-                    status = check_outcomes(f"{server}: {name}", results)
+                    (result,) = await peer.put([new], on_progress=report)
+                    was_there = object_id is not None and result.outcome == Outcome.PRESENT
+                    if was_there:
+                        result = await peer.compare(new)
+                    status = check_outcomes(f"{server}: {name}", [result])
                 worst = max(worst, status)
                 if status == ExitStatus.DONE:
                     show(1, 0)
                     print(made, flush=True)
-                if object_id is not None and results[0].outcome == Outcome.PRESENT:
-                    there = f"object {made} was there already, of the same size"
-                    complain("plasmastream", f"{there}; it was not compared with {name}")
+                    if was_there:
+                        complain("plasmastream", f"object {made} was there already, the same as {name}")
     return worst
 
 

@@ -32,7 +32,7 @@ async def put(
         The store's Unix socket.
     to
         The server whose store gets them; none is needed here then. What is there already under the id is left alone:
-        it is an error where it has another size, and said otherwise.
+        it is an error where it differs, and said otherwise.
     """
     if to is not None:
         from plasmastream.cli._remote import put_files_there

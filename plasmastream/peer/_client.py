@@ -16,7 +16,8 @@ from plasmastream import __version__
 from plasmastream._errors import LocalProtocolError, PeerError, RemoteProtocolError, StoreError, TransferError
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._budget import Budget
-from plasmastream.peer._contents import NewFile
+from plasmastream.peer._comparison import Comparison
+from plasmastream.peer._contents import NewFile, content_of
 from plasmastream.peer._fetch import Fetch, Report, Turn
 from plasmastream.peer._lanes import Introduction, Lane, Lanes, OldPeerError
 from plasmastream.peer._persistence import Persistence
@@ -205,8 +206,8 @@ class PeerClient:
     ) -> list[Result]:
         """Put objects from memory, or from files, into the peer's store, each with an outcome of its own.
 
-        What is there already is not put: it is PRESENT where its sizes are the same, without a look at its contents,
-        and DIFFERENT otherwise.
+        What is there already is not put: it is PRESENT where its sizes are the same, without a look at its contents
+        (see `compare`), and DIFFERENT otherwise.
 
         Args:
             objects: what to put, all of different ids; nothing of it may change meanwhile.
@@ -229,6 +230,22 @@ class PeerClient:
             report=on_progress or _NOTHING,
         )
         return await upload.run()
+
+    async def compare(self, new: NewObject | NewFile) -> Result:
+        """See whether the peer's store has the same bytes under an id; of a large object, only checksums travel.
+
+        Returns:
+            PRESENT where all is the same, DIFFERENT, or why nobody can tell: NOT_FOUND, BEING_TAKEN and others.
+
+        Raises:
+            PeerError: the peer cannot be reached, broke off, or speaks version 1 alone.
+            RemoteProtocolError: it broke the protocol.
+            PlasmastreamError: a file became shorter.
+        """
+        with naming_objects([new.object_id]):
+            async with self._lanes.channel(Lane.LARGE) as channel:
+                persistence = Persistence(self._timeouts.retry, None)
+                return await Comparison(channel, new.object_id, content_of(new), persistence).run()
 
     async def stat(self, object_ids: Sequence[ObjectID]) -> list[ObjectInfo]:
         """Describe objects of the peer's store; those that are not there are left out.

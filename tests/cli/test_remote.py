@@ -68,9 +68,12 @@ def test_standard_input_with_an_id_and_metadata(there: Node) -> None:
     object_id = str(ObjectID.random())
     put = ("put", "-", "--to", there.address, "--id", object_id, "--metadata", "käse")
     assert run(*put, stdin=b"first").succeeds().text == f"{object_id}\n"
-    again = run(*put, stdin=b"other")
-    again.fails(0, object_id, "there already", "not compared")
+    again = run(*put, stdin=b"first")
+    again.fails(0, object_id, "there already, the same")
     assert again.text == f"{object_id}\n"
+    other = run(*put, stdin=b"other")
+    other.fails(1, object_id, "another object of this id")
+    assert other.out == b""
     for data, metadata, size in ((b"second", "käse", 6), (b"first", "ham", 5)):
         different = run(*put[:-1], metadata, stdin=data)
         put_size = f"{size} bytes of data and {len(metadata.encode())} of metadata"
@@ -79,6 +82,18 @@ def test_standard_input_with_an_id_and_metadata(there: Node) -> None:
     assert get_object(there.socket, object_id) == b"first"
     described = json.loads(run("stat", "--at", there.address, object_id, "--json").succeeds().text)
     assert (described["data_size"], described["metadata_size"], described["state"]) == (5, 5, "sealed")
+
+
+def test_a_large_file_under_an_id_that_is_there(there: Node, tmp_path: Path) -> None:
+    object_id, data = str(ObjectID.random()), os.urandom(3_000_000)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    put = ("put", path, "--to", there.address, "--id", object_id)
+    run(*put).succeeds()
+    run(*put).fails(0, object_id, f"the same as {path}")
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    run(*put).fails(1, str(path), object_id, "another object of this id")
+    assert get_object(there.socket, object_id) == data
 
 
 def test_what_cannot_be_put(there: Node, tmp_path: Path) -> None:

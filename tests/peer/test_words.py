@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,26 @@ async def test_what_somebody_puts_meanwhile_is_compared() -> None:
             results = await client.put([NewObject(name, *content) for name, content in objects.items()])
         assert [result.outcome for result in results] == [Outcome.PRESENT, Outcome.DIFFERENT]
         assert contents(store) == {**others, **same}
+
+
+async def test_what_is_there_is_compared_on_demand() -> None:
+    objects = objects_of([(0, 0), (100, 5), (0, 200_000), (1_000_000, 5), (2_500_000, 0)])
+    with EmbeddedStore(CAPACITY) as store:
+        fill(store, objects)
+        async with serving(store) as server, PeerClient(*server.address) as client:
+            for object_id, (data, meta) in objects.items():
+                compare = partial(_compare, client, object_id)
+                assert await compare(data, meta) == Outcome.PRESENT
+                for changed in (data + b"x", data[1:] + b"x", b"x" + data[1:]):
+                    assert await compare(changed, meta) == Outcome.DIFFERENT
+                assert await compare(data, meta[1:] + b"x") == Outcome.DIFFERENT
+            assert await _compare(client, ObjectID.from_name("missing"), b"x", b"") == Outcome.NOT_FOUND
+        for status in await store.inspect():
+            assert status.holder_count == 0
+
+
+async def _compare(client: PeerClient, object_id: ObjectID, data: bytes, metadata: bytes) -> int:
+    return (await client.compare(NewObject(object_id, data, metadata))).outcome
 
 
 @contextmanager
