@@ -155,8 +155,8 @@ def test_what_it_waits_for_is_said_once(there: Node) -> None:
         dead.bind(("127.0.0.1", 0))  # and does not listen
         address = "{}:{}".format(*dead.getsockname())
         commands = [
-            command_line("plasmastream", "stat", "--at", silent, object_id),
-            command_line("plasmastream", "copy", address, object_id, "-s", there.socket, "--timeout", "60"),
+            command_line("plasmastream", "copy", source, object_id, "-s", there.socket, "--timeout", "60")
+            for source in (silent, address)
         ]
         with contextlib.ExitStack() as stack:
             running = [stack.enter_context(subprocess.Popen(words, stderr=subprocess.PIPE)) for words in commands]
@@ -164,7 +164,7 @@ def test_what_it_waits_for_is_said_once(there: Node) -> None:
             for process in running:
                 process.send_signal(signal.SIGINT)
             ends = [(process.communicate(timeout=20)[1], process.returncode) for process in running]
-    assert said[0] == f"plasmastream: waiting for {silent}: nothing has moved for 3 s\n"
+    assert said[0].startswith(f"plasmastream: waiting for {silent}: nothing has moved for 3 s")
     why = f"no connection to {address}: Connection refused; trying again for up to "
     assert said[1].startswith(f"plasmastream: waiting for {address}: nothing has moved for 3 s; {why}")
     assert ends == [(b"", 130), (b"", 130)]
@@ -213,7 +213,11 @@ def relay_and_cut_short(listener: socket.socket, server: str, path: Path) -> Non
             while chunk := behind.recv(1 << 16):
                 before.sendall(chunk)
 
-    with listener.accept()[0] as before, socket.create_connection((host, int(port))) as behind:
+    try:
+        before = listener.accept()[0]
+    except OSError:
+        return
+    with before, socket.create_connection((host, int(port))) as behind:
         answers = threading.Thread(target=pass_on_answers)
         answers.start()
         passed = 0
@@ -236,7 +240,11 @@ def test_a_file_that_is_cut_short_while_it_is_put(there: Node, tmp_path: Path) -
         listener.listen()
         relay = threading.Thread(target=relay_and_cut_short, args=(listener, there.address, path))
         relay.start()
-        result = run("put", path, "--to", "{}:{}".format(*listener.getsockname()))
-        relay.join()
+        try:
+            result = run("put", path, "--to", "{}:{}".format(*listener.getsockname()))
+        finally:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # should nobody have come
+            relay.join()
     result.fails(1, f"plasmastream: {path}: ", "became shorter", "12,582,912 bytes")
     assert result.out == b""

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
 from trio.testing import MockClock
+from xxhash import xxh3_64_intdigest
 
-from plasmastream import NotSupportedError, ObjectID, PeerError, PlasmastreamError
+from plasmastream import NotSupportedError, ObjectID, PeerError, PlasmastreamError, RemoteProtocolError
 from plasmastream.peer import (
     NewFile,
     Outcome,
@@ -20,9 +22,21 @@ from plasmastream.peer import (
     TransferKind,
     UnreachableError,
 )
+from plasmastream.peer._channel import ClientChannel
+from plasmastream.peer._comparison import Comparison
+from plasmastream.peer._contents import content_of
 from plasmastream.peer._persistence import Persistence
 from plasmastream.store import EmbeddedStore, Lease, NewObject
 from plasmastream.wire.plasma import ObjectStatus
+from plasmastream.wire.stream.v2 import (
+    ChunkSummed,
+    Event,
+    Message,
+    ObjectDescribed,
+    Outcomes,
+    Progress,
+    RunDamaged,
+)
 from tests.peer.helpers import CAPACITY, contents, fill, objects_of, serving
 
 SIZES = [(100, 5), (300_000, 5)]
@@ -92,6 +106,62 @@ async def test_what_is_there_is_compared_on_demand() -> None:
             assert status.holder_count == 0
 
 
+class ScriptedChannel:
+    """A channel whose other end answers each request with the next of some lists of events."""
+
+    peer = "the peer"
+
+    def __init__(self, *answers: Sequence[Event | Message]) -> None:
+        self._answers = [list(answer) for answer in answers]
+
+    async def send(self, request: Message) -> None:
+        """Forget what was said last."""
+        self._answer = self._answers.pop(0) if self._answers else []
+
+    async def answer(self) -> Event | Message | None:
+        """What comes next."""
+        return self._answer.pop(0) if self._answer else None
+
+
+DESCRIBED = ObjectDescribed(index=0, data_size=3, metadata=b"", handle=7)
+
+
+def comparison_with(answers: Sequence[Sequence[Event | Message]]) -> Comparison:
+    """A comparison of three bytes, with what a channel says of them."""
+    channel = cast("ClientChannel", ScriptedChannel(*answers))
+    content = memoryview(b"abc"), memoryview(b"")
+    return Comparison(channel, ObjectID.from_name("a"), content, Persistence(60, None))
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome"),
+    [
+        ([[Progress(), RunDamaged()]], Outcome.DAMAGED),
+        ([[Outcomes(0, Outcome.BEING_TAKEN, "it goes", (0,))]], Outcome.BEING_TAKEN),
+        ([[DESCRIBED], [Outcomes(0, Outcome.EXPIRED, "", (0,))]], Outcome.EXPIRED),
+        ([[DESCRIBED], [ChunkSummed(0, 0, 3, xxh3_64_intdigest(b"abc"))], [Progress()]], Outcome.PRESENT),
+        ([[DESCRIBED], [ChunkSummed(0, 0, 3, 0)]], Outcome.DIFFERENT),
+    ],
+)
+async def test_what_a_comparison_may_be_answered(answers: list[list[Event | Message]], outcome: Outcome) -> None:
+    assert (await comparison_with(answers).run()).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [[DESCRIBED], [ChunkSummed(0, 0, 2, xxh3_64_intdigest(b"ab"))]],
+        [[DESCRIBED], [ChunkSummed(0, 0, 4, 0)]],
+        [[DESCRIBED], [ChunkSummed(1, 0, 3, 0)]],
+        [[DESCRIBED], [DESCRIBED]],
+        [[ChunkSummed(0, 0, 3, 0)]],
+    ],
+)
+async def test_what_a_comparison_must_not_be_answered(answers: list[list[Event | Message]]) -> None:
+    with pytest.raises(RemoteProtocolError, match="the peer"):
+        await comparison_with(answers).run()
+
+
 async def _compare(client: PeerClient, object_id: ObjectID, data: bytes, metadata: bytes) -> int:
     return (await client.compare(NewObject(object_id, data, metadata))).outcome
 
@@ -119,6 +189,13 @@ async def test_files_are_put_beside_objects(tmp_path: Path) -> None:
         assert {result.outcome for result in results} == {Outcome.DONE}
         expected = {new.object_id: (content, b"about it") for new, content in zip(news, data, strict=True)}
         assert contents(store) == {**expected, ObjectID.from_name("memory"): (b"in memory", b"")}
+
+
+async def test_a_file_that_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, data = os.pread, os.urandom(5000)
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: whole(file, min(size, 1000), offset))
+    with files_of(tmp_path, [data]) as (new,):
+        assert content_of(new)[0][10:4990] == data[10:4990]
 
 
 @pytest.mark.parametrize("size", [1000, 3_000_000])
