@@ -194,6 +194,8 @@ class Fetch:
                 return False
         if self._moved and failure is None:
             return True
+        if failure is None:
+            self._persistence.hindered(str(Result(left[0].object_id, *left[0].obstacle)))
         retry_after = failure.retry_after if isinstance(failure, RefusedError) else 0.0
         if await self._persistence.pause(retry_after):
             return True
