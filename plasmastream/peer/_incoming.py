@@ -82,7 +82,7 @@ class Incoming:
         """What has not been verified yet."""
         self._unsealed: UnsealedObject | None = None
         self._stack = AsyncExitStack()
-        self._beginning = anyio.Lock()
+        self._beginning = anyio.Lock(fast_acquire=True)
 
     @property
     def size(self) -> int:

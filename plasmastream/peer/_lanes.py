@@ -65,7 +65,7 @@ class Lanes:
         self._port = port
         self._connect = connect
         self._introduction = introduction
-        self._slots = {lane: anyio.Semaphore(lane.value) for lane in Lane}
+        self._slots = {lane: anyio.Semaphore(lane.value, fast_acquire=True) for lane in Lane}
         self._idle: dict[Lane, list[ClientChannel]] = {lane: [] for lane in Lane}
         self._in_use: set[ClientChannel] = set()
         self._is_closed = False

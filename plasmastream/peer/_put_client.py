@@ -11,6 +11,7 @@ import anyio.lowlevel
 
 from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError, RemoteProtocolError
 from plasmastream.peer._channel import ClientChannel, refusal
+from plasmastream.peer._contents import NewFile, content_of
 from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._results import RefusedError, Result, outcome_of
@@ -33,8 +34,6 @@ from plasmastream.wire.stream.v2 import (
 _AT_ONCE = 4096
 _SMALL_REQUEST = 1 << 20
 
-_Content = tuple[memoryview, memoryview]
-
 
 class Upload:
     """One transfer of some objects to one peer.
@@ -51,7 +50,7 @@ class Upload:
     def __init__(
         self,
         lanes: Lanes,
-        objects: Sequence[NewObject],
+        objects: Sequence[NewObject | NewFile],
         *,
         persistence: Persistence,
         encoding: Encoding,
@@ -107,13 +106,17 @@ class Upload:
         if is_late:
             outcome = Outcome.OUT_OF_TIME
             reasons.insert(0, "the time allowed for it is over")
-        size = sum(map(len, self._content(index)))
+        size = sum(map(len, content_of(self._objects[index])))
         how_far = f"{size - (self._unsent.get(index, size) or 0):,} of {size:,} bytes had left"
         stuck = f"{self._persistence.standstill}, with {self._lanes}"
         return Result(self._objects[index].object_id, outcome, "; ".join((*reasons, how_far, stuck)))
 
     async def _may_go_on(self, failure: PlasmastreamError | None) -> bool:
         if failure is None:
+            for index, (outcome, reason) in self._obstacles.items():
+                if self._results[index] is None:
+                    self._persistence.hindered(str(Result(self._objects[index].object_id, outcome, reason)))
+                    break
             return await self._persistence.pause()
         outcome = outcome_of(failure)
         is_first = not self._persistence.has_progressed and self._persistence.deadline == math.inf
@@ -121,12 +124,8 @@ class Upload:
             return False
         return await self._persistence.pause(failure.retry_after if isinstance(failure, RefusedError) else 0.0)
 
-    def _content(self, index: int) -> _Content:
-        new = self._objects[index]
-        return memoryview(new.data).cast("B"), memoryview(new.metadata).cast("B")
-
     async def _put(self, batch: Sequence[int]) -> None:
-        sizes = tuple(Sizes(*map(len, self._content(index))) for index in batch)
+        sizes = tuple(Sizes(*map(len, content_of(self._objects[index]))) for index in batch)
         for index, size in zip(batch, sizes, strict=True):
             self._unsent.setdefault(index, size.data + size.metadata)
         total = sum(size.data + size.metadata for size in sizes)
@@ -169,12 +168,12 @@ class Upload:
             position = wanted.what
             if position >= len(batch):
                 raise RemoteProtocolError(f"{channel.peer} wants object {position} of {len(batch)}")
-            data, metadata = self._content(batch[position])
+            data, metadata = content_of(self._objects[batch[position]])
             end = wanted.offset + wanted.length
             if end > len(data):
                 raise RemoteProtocolError(f"{channel.peer} wants bytes up to {end} of {len(data)}")
             if len(data) + len(metadata) <= self._limits.small_size:
-                run.append((position, data, metadata))
+                run.append((position, data[: len(data)], metadata))
                 size += len(data) + len(metadata)
                 if size >= self._limits.run_size:
                     await self._send_run(channel, batch, run)

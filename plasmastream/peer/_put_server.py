@@ -24,6 +24,7 @@ from plasmastream.wire.stream.v2 import (
     Range,
     RunArrived,
     RunDamaged,
+    Sizes,
     Want,
 )
 
@@ -75,10 +76,22 @@ class PutRequest:
         for part in parts(tuple(self._left)):
             ids = [self._request.object_ids[index] for index in part]
             present = await self._channel.patiently(partial(self._store.contains, ids), again=True)
-            for index, is_there in zip(part, present, strict=True):
-                if is_there:
-                    await self._finish(index, Outcome.PRESENT)
+            there = [index for index, is_there in zip(part, present, strict=True) if is_there]
+            if there:
+                await self._compare(there)
             await trio.lowlevel.checkpoint()
+
+    async def _compare(self, there: Sequence[int]) -> None:
+        ids = [self._request.object_ids[index] for index in there]
+        found = await self._channel.patiently(partial(self._store.list_objects, ids), again=True)
+        known = {described.object_id: Sizes(described.data_size, described.metadata_size) for described in found}
+        for index in there:
+            sizes, put = known.get(self._request.object_ids[index]), self._request.sizes[index]
+            if sizes == put:
+                await self._finish(index, Outcome.PRESENT)
+            elif sizes is not None:  # otherwise it has gone since
+                reason = f"another object of its id is there, with {_in_words(sizes)}; it has {_in_words(put)}"
+                await self._finish(index, Outcome.DIFFERENT, reason)
 
     async def _refuse_too_large(self) -> None:
         for part in parts(tuple(self._left)):
@@ -259,7 +272,14 @@ class PutRequest:
             return
         put = partial(put_small, self._store, [new for _, new in objects], self._services.room_timeout)
         outcomes = await self._channel.patiently(put)
-        for (index, _), (lease, outcome, reason) in zip(objects, outcomes, strict=True):
+        for (index, new), (lease, outcome, reason) in zip(objects, outcomes, strict=True):
             if lease is not None:
-                lease.release()
+                with lease:
+                    is_same = lease.data == new.data and lease.metadata == new.metadata
+                if not is_same:
+                    outcome = Outcome.DIFFERENT
             await self._finish(index, outcome, reason)
+
+
+def _in_words(sizes: Sizes) -> str:
+    return f"{sizes.data:,} bytes of data and {sizes.metadata:,} of metadata"
