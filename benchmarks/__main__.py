@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from benchmarks import beside, curves, peer_rows, start_rows, store_rows
 from benchmarks.contest import Contest, Outcome, run
 from benchmarks.curve import Curve, Drawn, draw
-from benchmarks.report import line, save
+from benchmarks.report import lines, save
 
 PARTS: dict[str, Callable[[], AbstractContextManager[Sequence[Contest | Curve]]]] = {
     "peer": peer_rows.contests,
@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--row", type=int, action="append", help="only this row of the table of marks")
     parser.add_argument("--save", action="store_true", help="keep the results in the repository")
     asked = parser.parse_args()
+    if asked.save and asked.row:
+        parser.error("--save keeps whole parts, not rows of them")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the processes that were started are ended then, too
     for part in asked.parts or PARTS:
         if part not in PARTS:
@@ -50,7 +52,7 @@ def main() -> None:
                     results.append(drawn)
                 else:
                     outcome = run(entry, asked.rounds)
-                    print(line(outcome), flush=True)
+                    print(lines(outcome), flush=True)
                     results.append(outcome)
         if asked.save:
             print(f"kept in {save(part, results)}")
