@@ -113,10 +113,10 @@ _WORDS = {True: "reached", False: "**missed**", None: "not measured: its rival i
 
 
 def _verdicts(outcome: Outcome) -> list[str]:
-    several = len(outcome.ratios) > 1
+    verdicts = list(outcome.verdicts())
+    several = len({verdict.who for verdict in verdicts}) > 1
     return [
-        f"{f'{verdict.who}: ' if several else ''}{verdict.mark}: {_WORDS[verdict.is_met]}"
-        for verdict in outcome.verdicts()
+        f"{f'{verdict.who}: ' if several else ''}{verdict.mark}: {_WORDS[verdict.is_met]}" for verdict in verdicts
     ]
 
 
