@@ -24,8 +24,8 @@ _COMMANDS = {
 }
 
 _EPILOGUE = """\
-Exit statuses: 0 done; 1 the work failed; 2 wrong usage; 3 no store or peer answers; 130 interrupted;
-141 whoever read the output is gone."""
+Exit statuses: 0 done; 1 the work failed; 2 wrong usage; 3 no store or peer answers, or not in time;
+130 interrupted; 141 whoever read the output is gone."""
 
 
 def _app(name: str, purpose: str) -> App:

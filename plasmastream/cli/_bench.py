@@ -23,7 +23,7 @@ from plasmastream._errors import PeerError, PlasmastreamError
 from plasmastream._interruption import interruptible
 from plasmastream._object_id import ObjectID
 from plasmastream._progress import in_words, show_steps
-from plasmastream.cli._peer import LOST, asking
+from plasmastream.cli._peer import NO_ANSWER, asking
 from plasmastream.cli._run import ExitStatus, complain
 from plasmastream.cli._types import Address, show_size
 from plasmastream.peer import Outcome, PeerClient, PeerTimeouts, Result, TransferKind
@@ -163,7 +163,7 @@ class Gauge:
             if result.outcome in _NO_ROOM:
                 raise NoRoomError(f"{self._peer}: {result}")
             if not result.is_success:
-                raise (PeerError if result.outcome in LOST else PlasmastreamError)(f"{self._peer}: {result}")
+                raise (PeerError if result.outcome in NO_ANSWER else PlasmastreamError)(f"{self._peer}: {result}")
         return seconds
 
     async def clear(self) -> None:

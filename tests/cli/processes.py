@@ -38,6 +38,8 @@ class Result:
     status: int
     out: bytes
     err: str
+    waits: str = ""
+    """What it said of its waits, which may be anything where the test is about something else."""
 
     @property
     def text(self) -> str:
@@ -71,7 +73,14 @@ def run(
         timeout=timeout,
         env={**os.environ, **(env or {})},
     )
-    return Result(done.returncode, done.stdout, done.stderr.decode())
+    return Result(done.returncode, done.stdout, *without_waits(done.stderr.decode()))
+
+
+def without_waits(err: str) -> tuple[str, str]:
+    """What was written to standard error, and apart from it the lines that tell of waits: a slow machine has more."""
+    lines = err.splitlines(keepends=True)
+    waits = [line for line in lines if line.startswith("plasmastream: waiting for ")]
+    return "".join(line for line in lines if line not in waits), "".join(waits)
 
 
 def shown_on_terminal(*args: str) -> str:
@@ -174,7 +183,7 @@ def run_here(*args: str, program: str = "plasmastream") -> Result:
         try:
             main()
         except SystemExit as ended:
-            return Result(int(ended.code or 0), out.getvalue().encode(), err.getvalue())
+            return Result(int(ended.code or 0), out.getvalue().encode(), *without_waits(err.getvalue()))
     raise AssertionError("main() returned")
 
 
