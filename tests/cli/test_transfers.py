@@ -1,7 +1,6 @@
 """`copy`, `take`, `sync`, and the first implementation's client, between two real nodes."""
 
 import os
-import pty
 import signal
 import socket
 import subprocess
@@ -10,7 +9,7 @@ import time
 import pytest
 
 from plasmastream import ObjectID
-from tests.cli.processes import Node, command_line, get_object, put_object, run, run_here
+from tests.cli.processes import Node, command_line, get_object, put_object, run, run_here, shown_on_terminal
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -56,14 +55,7 @@ def test_fetches_that_fail(here: Node, there: Node) -> None:
 
 def test_progress_on_a_terminal(here: Node, there: Node) -> None:
     object_id = put_object(here.socket)
-    ours, theirs = pty.openpty()
-    try:
-        command = command_line("plasmastream", "copy", here.address, object_id, "-s", there.socket)
-        subprocess.run(command, stderr=theirs, check=True)
-        shown = os.read(ours, 1 << 16).decode()
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    shown = shown_on_terminal("copy", here.address, object_id, "-s", there.socket)
     assert "1/1" in shown
     assert "1 object, 3 bytes, " in shown
 
@@ -128,13 +120,7 @@ def test_sync_by_arguments(here: Node, there: Node) -> None:
 def test_sync_shows_a_bar_for_each_request(here: Node, there: Node) -> None:
     first, second = put_object(here.socket, b"1"), put_object(here.socket, b"22")
     words = ("sync", "-a", there.address, "COPY", here.address, first, "TAKE", here.address, second)
-    ours, theirs = pty.openpty()
-    try:
-        subprocess.run(command_line("plasmastream", *words), stdout=subprocess.DEVNULL, stderr=theirs, check=True)
-        shown = os.read(ours, 1 << 16).decode()
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    shown = shown_on_terminal(*words)
     assert f"COPY {here.address}" in shown
     assert f"TAKE {here.address}" in shown
     assert shown.count("1/1") >= 2
