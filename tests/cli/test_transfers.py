@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
+from threading import Thread
 
 import pytest
 
@@ -51,6 +53,28 @@ def test_fetches_that_fail(here: Node, there: Node) -> None:
         run_here("copy", bad, held).fails(2, repr(bad))
     run_here("copy", here.address).fails(2, "ID")
     run_here("copy").fails(2, "HOST:PORT")
+
+
+def test_who_insists_on_version_2_does_not_fall_back(here: Node, there: Node) -> None:
+    object_id = put_object(here.socket)
+    run("copy", here.address, object_id, "-s", there.socket, "--protocol", "2").succeeds()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):  # until it is closed
+                while True:
+                    listener.accept()[0].close()
+
+        silent = Thread(target=serve)
+        silent.start()
+        try:
+            address = "{}:{}".format(*listener.getsockname())
+            run("copy", address, str(ObjectID.random()), "-s", here.socket, "--protocol", "2", "--timeout", "2").fails(
+                3, address, "before the greeting"
+            )
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            silent.join()
 
 
 def test_progress_on_a_terminal(here: Node, there: Node) -> None:
