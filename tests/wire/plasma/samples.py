@@ -63,6 +63,7 @@ from plasmastream.wire.plasma import (
     ObjectUser,
     RefreshLRUReply,
     RefreshLRURequest,
+    ReleaseManyRequest,
     ReleaseReply,
     ReleaseRequest,
     SealReply,
@@ -128,6 +129,7 @@ ONE_OF_EACH: list[Message] = [
             ObjectStatus(B, 1, 0, 1e9, 1e9, None, False, True, False, 5, 0, (), ObjectUser(8, 1000, "größe")),
         )
     ),
+    ReleaseManyRequest((A, B)),
 ]
 SAMPLES: dict[MessageType, Message] = {message.type: message for message in ONE_OF_EACH}
 
