@@ -279,7 +279,7 @@ class ServerMachine(RuleBasedStateMachine):
             case bytes() | DisconnectClient():
                 self.end(caller)
             case ConnectRequest():
-                caller.expect(ConnectReply(CAPACITY, Extension.INSPECT))
+                caller.expect(ConnectReply(CAPACITY, Extension.INSPECT | Extension.RELEASE_MANY))
             case CreateRequest():
                 self.create(caller, request)
             case CreateAndSealRequest(object_id, evict, data, metadata, digest):
