@@ -24,7 +24,7 @@ import attrs
 import pytest
 
 from plasmastream import ObjectExistsError, ObjectID, StoreConnectionError, StoreFullError
-from plasmastream.blocking import Lease, NewObject, StoreClient, UnsealedObject, open_store
+from plasmastream.blocking import Lease, Leases, NewObject, StoreClient, UnsealedObject, open_store
 from plasmastream.blocking import _client as blocking
 from plasmastream.store import EmbeddedStore, ObjectStore
 from plasmastream.wire.plasma import NO_DIGEST, ErrorCode, ObjectInfo
@@ -158,10 +158,10 @@ class InThreads:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(block.__exit__, None, None, None)
 
-    async def put_many(self, objects: Sequence[NewObject], **options: float) -> list[Lease]:
+    async def put_many(self, objects: Sequence[NewObject], **options: float) -> Leases[Lease]:
         return await self._run(self.client.put_many, objects, **options)
 
-    async def get(self, object_ids: Sequence[ObjectID], **options: float | None) -> list[Lease | None]:
+    async def get(self, object_ids: Sequence[ObjectID], **options: float | None) -> Leases[Lease | None]:
         return await self._run(self.client.get, object_ids, **options)
 
     async def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:

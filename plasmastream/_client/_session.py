@@ -3,13 +3,14 @@
 import mmap
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import Generic, TypeVar
 
 import attrs
 
 from plasmastream._client._connection import Connection
-from plasmastream._client._lease import FileSlice, Lease
+from plasmastream._client._lease import End, Lease, Leases, Place
 from plasmastream._client._lingering import Lingering
 from plasmastream._client._requests import AT_ONCE
 from plasmastream._client._socket import UnixSocket, close_descriptors
@@ -17,12 +18,9 @@ from plasmastream._client._watched import WatchedMemory
 from plasmastream._errors import StoreError
 from plasmastream._object_id import ObjectID
 from plasmastream._os_errors import reason_of
-from plasmastream.wire.plasma import AbortRequest, ObjectSpec, ReleaseRequest
+from plasmastream.wire.plasma import AbortRequest, Message, ObjectSpec, Specs
 
 _ConnectionT = TypeVar("_ConnectionT", bound=Connection[UnixSocket])
-
-
-_NO_MEMORY = WatchedMemory()
 
 
 def _nobody() -> None:
@@ -72,7 +70,7 @@ class Mapping:
 class _Held:
     """An object that the store holds for us, and how many of our leases it is held for."""
 
-    spec: ObjectSpec
+    place: Place
     leases: int = 0
 
 
@@ -101,7 +99,7 @@ class Session(Generic[_ConnectionT]):
         self._on_unsent = on_unsent
         self._on_release = on_release
         self._held: dict[ObjectID, _Held] = {}
-        self._given_back: deque[ObjectID] = deque()
+        self._given_back: deque[End] = deque()
         self._let_go: list[ObjectID] = []
         self._lingering: Lingering | None = None  # where it was closed and something is still held
 
@@ -109,31 +107,57 @@ class Session(Generic[_ConnectionT]):
         """Whether the store holds an object for us."""
         return object_id in self._held
 
-    def hold(self, object_id: ObjectID, spec: ObjectSpec | None = None) -> None:
-        """Count one more lease; `spec` where the store has just begun to hold the object."""
-        if spec is not None:
-            self._held.setdefault(object_id, _Held(spec))
+    def take_in(self, object_ids: Sequence[ObjectID], specs: Sequence[ObjectSpec]) -> None:
+        """Note what the store holds for us from now on, if it is not missing; no lease is counted yet."""
+        start = 0
+        for places in _places(specs, self.mappings):
+            ids = object_ids[start : start + len(places)]
+            start += len(places)
+            self._held.update({i: _Held(place) for i, place in zip(ids, places, strict=True) if place is not None})
+
+    def hold(self, object_id: ObjectID) -> None:
+        """Count one more lease on an object that is held."""
         self._held[object_id].leases += 1
 
-    def lease(self, object_id: ObjectID) -> Lease | None:
-        """A lease on an object that is held; None for any other."""
-        held = self._held.get(object_id)
-        if held is None:
-            return None
-        held.leases += 1
-        spec = held.spec
-        memory, offset, file = _NO_MEMORY, 0, FileSlice(-1, 0)
-        if spec.data_size or spec.metadata_size:  # an empty object may be in no segment that is mapped here
-            mapping = self.mappings[spec.segment_index]
-            memory, offset, file = mapping.watched, spec.data_offset, FileSlice(mapping.fd, spec.data_offset)
-        sizes = spec.data_size, spec.metadata_size
-        return Lease(object_id, memory, offset, *sizes, file, self.give_back, self._released)
+    def let_go(self, object_ids: Iterable[ObjectID]) -> None:
+        """Take back as many `hold`; not for finalizers. The store is told at `settle`, where no lease is left."""
+        for object_id in object_ids:
+            self._drop(object_id)
 
-    def give_back(self, object_id: ObjectID) -> None:
+    def forget_unleased(self, object_ids: Iterable[ObjectID]) -> None:
+        """Let go of those for which no lease was counted: what comes after `take_in` was broken off."""
+        for object_id in object_ids:
+            held = self._held.get(object_id)
+            if held is not None and not held.leases:
+                held.leases = 1
+                self._drop(object_id)
+
+    def leases(self, object_ids: Sequence[ObjectID]) -> Leases[Lease | None]:
+        """A lease on each object that is held; None for any other."""
+        find = self._held.get
+        leases: Leases[Lease | None] = Leases()
+        for object_id in object_ids:
+            held = find(object_id)
+            if held is None:
+                leases.append(None)
+            else:
+                held.leases += 1
+                leases.append(Lease(object_id, held.place, self))
+        return leases
+
+    def give_back(self, end: End) -> None:
         """Remember that a lease has ended. For finalizers: may be called in any thread, in the midst of anything."""
-        self._given_back.append(object_id)
+        self._given_back.append(end)
         if self._lingering is not None:
             self._settle_lingering(self._lingering)  # there is no next call that would
+
+    def released(self) -> None:
+        """Act on the leases that have ended, as `on_release` does."""
+        on_release = self._on_release  # which another thread may be about to forget
+        if on_release is None:
+            self.settle()
+        else:
+            on_release(self)
 
     @property
     def has_notes(self) -> bool:
@@ -152,8 +176,7 @@ class Session(Generic[_ConnectionT]):
         self._take_notes()
         if not self._let_go or self.connection.is_busy or self.connection.broken:
             return  # without a connection the store has let go by itself
-        for request in self._take_releases():
-            self.connection.post(request)
+        self.connection.post_all(self._take_releases())
         if not self.connection.flush_nowait():
             self._on_unsent()
 
@@ -192,13 +215,6 @@ class Session(Generic[_ConnectionT]):
         self._on_unsent, self._on_release = _nobody, None  # the client need not live as long
         self.settle()
 
-    def _released(self) -> None:
-        on_release = self._on_release  # which another thread may be about to forget
-        if on_release is None:
-            self.settle()
-        else:
-            on_release(self)
-
     def _settle_lingering(self, lingering: Lingering) -> None:
         """As `settle`, in any thread, in the midst of anything: whoever has the turn acts on the notes of all."""
         while self._given_back and lingering.turn.acquire(blocking=False):
@@ -213,12 +229,16 @@ class Session(Generic[_ConnectionT]):
             lingering.turn.release()
 
     def _take_notes(self) -> None:
-        while self._given_back:
-            self._drop(self._given_back.popleft())
+        given_back = self._given_back
+        while given_back:
+            end = given_back.popleft()
+            if not end.is_over:
+                end.is_over = True
+                self._drop(end.object_id)
 
-    def _take_releases(self) -> list[ReleaseRequest]:
+    def _take_releases(self) -> list[Message]:
         let_go, self._let_go = self._let_go, []
-        return [ReleaseRequest(object_id) for object_id in let_go if object_id not in self._held]
+        return self.connection.releases([object_id for object_id in let_go if object_id not in self._held])
 
     def _drop(self, object_id: ObjectID) -> None:
         held = self._held[object_id]
@@ -226,7 +246,8 @@ class Session(Generic[_ConnectionT]):
         if not held.leases:
             del self._held[object_id]
             self._let_go.append(object_id)
-            self._close_unused()
+            if not self._held:
+                self._close_unused()
 
     def _close_unused(self) -> None:
         """After the end of the connection, close the files as soon as no lease can name them any more."""
@@ -234,3 +255,25 @@ class Session(Generic[_ConnectionT]):
             for mapping in self.mappings.values():
                 mapping.close()
             self.mappings.clear()
+
+
+def _place(spec: ObjectSpec, mappings: dict[int, Mapping]) -> Place | None:
+    """Where an object lies; None where it is missing."""
+    if spec.is_missing:
+        return None
+    return mappings.get(spec.segment_index), spec.data_offset, spec.data_size, spec.metadata_size
+
+
+def _places(specs: Sequence[ObjectSpec], mappings: dict[int, Mapping]) -> Iterator[Sequence[Place | None]]:
+    """Where objects lie, in pieces; the same as `_place` of each, but at once where they have all come."""
+    if not isinstance(specs, Specs):
+        yield [_place(spec, mappings) for spec in specs]
+        return
+    for some in specs.pieces():
+        columns = some.columns()
+        if columns.has_missing or len(columns.segments) > 1:
+            yield [_place(spec, mappings) for spec in some]
+        else:
+            (segment,) = columns.segments
+            shown = repeat(mappings.get(segment), len(some))
+            yield list(zip(shown, columns.data_offsets, columns.data_sizes, columns.metadata_sizes, strict=True))

@@ -319,8 +319,13 @@ class StoreCore:
 
     def settle(self) -> None:
         """Release what was given back. Whatever depends on who holds what does this first."""
-        while self._given_back:
-            self.release(*self._given_back.popleft())
+        given_back = self._given_back
+        while given_back:
+            client, object_id = given_back.popleft()
+            object_ids = [object_id]
+            while given_back and given_back[0][0] is client:
+                object_ids.append(given_back.popleft()[1])
+            self.release_many(client, object_ids)
 
     def memory_of(self, entry: Entry) -> tuple[memoryview, memoryview]:
         """Writable views of an object's data and of its metadata."""

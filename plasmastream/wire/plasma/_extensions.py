@@ -3,12 +3,15 @@
 Each vector and text has a limit, since many entries of one vector may lead to the same bytes.
 """
 
+import struct
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 import attrs
 
-from plasmastream._object_id import ObjectID
-from plasmastream.wire._flat import Table, Text, Vector
+from plasmastream._errors import LocalProtocolError, RemoteProtocolError
+from plasmastream._object_id import OBJECT_ID_SIZE, ObjectID
+from plasmastream.wire._flat import Body, Pieces, Table, Text, Vector, View
 from plasmastream.wire.plasma import _fields as f
 from plasmastream.wire.plasma import _messages as m
 
@@ -88,6 +91,23 @@ class InspectReply(m.Message):
 
 MAX_RELEASED: Final = 1024
 """Ids in one `ReleaseManyRequest`: so many are let go at once, while nobody else is served."""
+_ID = struct.Struct(f"{OBJECT_ID_SIZE}s")
+
+
+
+class _PackedIds(View):
+    """Ids, one after the other: so that very many of them fit into a socket."""
+
+    def load(self, body: Body, at: int, inline: int) -> tuple[ObjectID, ...]:
+        view = super().load(body, at, inline)
+        if len(view) % OBJECT_ID_SIZE or len(view) > OBJECT_ID_SIZE * MAX_RELEASED:
+            raise RemoteProtocolError(f"{len(view)} bytes are no list of at most {MAX_RELEASED} ids")
+        return tuple([f.make_id(value) for (value,) in _ID.iter_unpack(view)])
+
+    def save(self, value: Sequence[ObjectID], at: int, end: int, out: Pieces) -> tuple[int, int]:
+        if len(value) > MAX_RELEASED or not set(map(len, value)) <= {OBJECT_ID_SIZE}:
+            raise LocalProtocolError(f"{len(value)} values are no list of at most {MAX_RELEASED} ids")
+        return super().save(b"".join(value), at, end, out)
 
 
 @attrs.frozen
@@ -95,4 +115,4 @@ class ReleaseManyRequest(m.Message):
     """This connection does not use these objects any more. Has no reply. Only for a store that announces it."""
 
     type = m.MessageType.RELEASE_MANY_REQUEST
-    object_ids: Annotated[tuple[ObjectID, ...], Vector(f.ID, most=MAX_RELEASED)]
+    object_ids: Annotated[tuple[ObjectID, ...], _PackedIds()]

@@ -118,7 +118,7 @@ def _check_same(asked: object, answered: object) -> None:
 
 
 def _check_specs(specs: Iterable[ObjectSpec], segments: Mapping[int, int]) -> None:
-    if isinstance(specs, Specs) and all(_are_sound(some, segments) for some in specs.columns()):
+    if isinstance(specs, Specs) and all(_are_sound(some.columns(), segments) for some in specs.pieces()):
         return
     for spec in specs:
         if spec.is_missing or spec.device_num:  # device memory has no segment (plasma-ipc 3.4)

@@ -29,6 +29,11 @@ class Columns:
     metadata_offsets: tuple[int, ...]
     metadata_sizes: tuple[int, ...]
 
+    @property
+    def has_missing(self) -> bool:
+        """Whether objects that did not come are among them."""
+        return MISSING_SIZE in self.data_sizes
+
     def lie_within(self, nbytes: int) -> bool:
         """Whether all end within so many bytes, and metadata follow data."""
         return (
@@ -74,14 +79,16 @@ class Specs(Sequence[ObjectSpec]):
     def __init__(self, packed: bytes) -> None:
         self.packed = packed
 
-    def columns(self) -> Iterator[Columns]:
-        """All of them, some thousands at a time."""
-        size = _PACKED.size
-        for start in range(0, len(self.packed), _AT_ONCE * size):
-            some = self.packed[start : start + _AT_ONCE * size]
-            words = struct.unpack(f"<{len(some) // 8}Q", some)
-            first, last = ({_LOW.unpack_from(_WORD.pack(word))[0] for word in set(words[n::_WORDS])} for n in (0, 5))
-            yield Columns(frozenset(first), frozenset(last), *(words[n::_WORDS] for n in range(1, 5)))
+    def pieces(self) -> "Iterator[Specs]":
+        """All of them, some thousands at a time: so others get to run in between."""
+        size = _AT_ONCE * _PACKED.size
+        return (Specs(self.packed[start : start + size]) for start in range(0, len(self.packed), size))
+
+    def columns(self) -> Columns:
+        """All of them, at least one, field by field."""
+        words = struct.unpack(f"<{len(self.packed) // 8}Q", self.packed)
+        first, last = ({_LOW.unpack_from(_WORD.pack(word))[0] for word in set(words[n::_WORDS])} for n in (0, 5))
+        return Columns(frozenset(first), frozenset(last), *(words[n::_WORDS] for n in range(1, 5)))
 
     def __len__(self) -> int:
         return len(self.packed) // _PACKED.size

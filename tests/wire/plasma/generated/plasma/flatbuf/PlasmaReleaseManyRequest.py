@@ -29,8 +29,15 @@ class PlasmaReleaseManyRequest(object):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
         if o != 0:
             a = self._tab.Vector(o)
-            return self._tab.String(a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 4))
-        return ""
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # PlasmaReleaseManyRequest
+    def ObjectIdsAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
 
     # PlasmaReleaseManyRequest
     def ObjectIdsLength(self):
@@ -50,7 +57,7 @@ def Start(builder):
 def PlasmaReleaseManyRequestAddObjectIds(builder, objectIds): builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(objectIds), 0)
 def AddObjectIds(builder, objectIds):
     return PlasmaReleaseManyRequestAddObjectIds(builder, objectIds)
-def PlasmaReleaseManyRequestStartObjectIdsVector(builder, numElems): return builder.StartVector(4, numElems, 4)
+def PlasmaReleaseManyRequestStartObjectIdsVector(builder, numElems): return builder.StartVector(1, numElems, 1)
 def StartObjectIdsVector(builder, numElems):
     return PlasmaReleaseManyRequestStartObjectIdsVector(builder, numElems)
 def PlasmaReleaseManyRequestEnd(builder): return builder.EndObject()
