@@ -6,7 +6,7 @@ No event loop is imported here. `plasmastream.store` waits with anyio, `plasmast
 from plasmastream._client._connection import RETRY_FIRST, RETRY_LAST, Connection, connect
 from plasmastream._client._copying import copy_and_digest
 from plasmastream._client._haste import Haste
-from plasmastream._client._lease import Buffer, End, FileSlice, Keeper, Lease, Leases, NewObject, Place, Unsealed
+from plasmastream._client._lease import Buffer, FileSlice, Lease, Leases, NewObject, Ticket, Unsealed
 from plasmastream._client._requests import (
     AT_ONCE,
     DEFAULT_SOCKET,
@@ -30,17 +30,15 @@ __all__ = [
     "RETRY_LAST",
     "Buffer",
     "Connection",
-    "End",
     "FileSlice",
     "Haste",
     "Inspection",
-    "Keeper",
     "Lease",
     "Leases",
     "Mapping",
     "NewObject",
-    "Place",
     "Session",
+    "Ticket",
     "UnixSocket",
     "Unsealed",
     "WatchedMemory",

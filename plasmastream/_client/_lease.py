@@ -1,6 +1,9 @@
 """What a program has in its hands: a lease on a sealed object, an object being written, an object to be put."""
 
+import os
+from collections.abc import Sequence
 from contextlib import suppress
+from threading import RLock
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias, TypeVar
 
@@ -31,18 +34,22 @@ class Shown(Protocol):
     watched: WatchedMemory
 
 
-Place: TypeAlias = tuple[Shown | None, int, int, int]
-"""Where an object lies: in what, from which offset on, bytes of data, and of metadata, which follow.
-
-An empty object may be in no memory that is mapped here.
-"""
+# Very many of these are made at once, and nothing that the garbage collector would have to look at again and again.
+Place: TypeAlias = tuple[int, int, int, int]
+"""Where an object lies: in which memory, from which offset on, bytes of data, and of metadata, which follow."""
+Ticket: TypeAlias = int | bytes
+"""By what its keeper knows the hold of a lease."""
 
 
 class Keeper(Protocol):
     """Who holds objects for leases."""
 
-    def give_back(self, end: "End") -> None:
-        """A hold ends. In any thread, also from a finalizer: may only take note. The same end may be told again."""
+    def shown(self, index: int) -> Shown:
+        """The memory that a place names, of an object that is not empty."""
+        ...
+
+    def give_back(self, tickets: Sequence[Ticket]) -> None:
+        """Holds end. In any thread, also from a finalizer: may only take note. What is told again has no effect."""
         ...
 
     def released(self) -> None:
@@ -50,58 +57,41 @@ class Keeper(Protocol):
         ...
 
 
-class End:
-    """The end of one hold on an object. A keeper acts on it once, however often it is told."""
+class _End:
+    """The end of a hold when all views are gone."""
 
-    __slots__ = ("is_over", "is_told", "object_id")
+    __slots__ = ("_keeper", "_ticket", "counts")
 
-    def __init__(self, object_id: ObjectID) -> None:
-        self.object_id = object_id
-        self.is_told = False
-        """For whoever tells the keeper: whether that was done."""
-        self.is_over = False
-        """For the keeper: whether it has acted on it."""
-
-
-class _EndOfViews(End):
-    """An end that comes when this is called. A keeper that has it has no way back to itself, and no cycle arises."""
-
-    __slots__ = ("_keeper", "counts")
-
-    def __init__(self, object_id: ObjectID, keeper: Keeper) -> None:
-        super().__init__(object_id)
-        self._keeper: Keeper | None = keeper
+    def __init__(self, keeper: Keeper, ticket: Ticket) -> None:
+        self._keeper = keeper
+        self._ticket = ticket
         self.counts = False
         """Whether the hold ends with the views: not before anybody may have seen them."""
 
     def __call__(self) -> None:
-        keeper, self._keeper = self._keeper, None
-        if self.counts and keeper is not None:
-            keeper.give_back(self)
+        if self.counts:
+            self._keeper.give_back((self._ticket,))
 
 
 class _Look:
-    """Views of an object; the hold ends when they, and all that was made from them, are gone."""
+    """Views of an object; its hold ends when they, and all that was made from them, are gone."""
 
     __slots__ = ("data", "end", "metadata")
 
-    def __init__(self, object_id: ObjectID, place: Place, keeper: Keeper) -> None:
-        shown, offset, data_size, metadata_size = place
-        self.end = _EndOfViews(object_id, keeper)
-        memory = shown.watched if shown is not None and data_size + metadata_size else _NO_MEMORY
-        views = memory.view(offset, data_size + metadata_size, self.end)
+    def __init__(self, memory: WatchedMemory, place: Place, end: _End) -> None:
+        _, offset, data_size, metadata_size = place
+        self.end = end
+        views = memory.view(offset, data_size + metadata_size, end)
         self.data = views[:data_size]
         self.metadata = views[data_size:]
 
-    def close(self) -> bool:
-        """Close the views, as far as nobody looks through them, and tell whether that is new."""
-        if self.data is _NOTHING:
-            return False
+    def close(self) -> None:
+        """Close the views, as far as nobody looks through them."""
+        self.end.counts = True
         for view in (self.data, self.metadata):
             with suppress(BufferError):  # somebody still looks through it, and keeps the object
                 view.release()
         self.data = self.metadata = _NOTHING
-        return True
 
 
 class Lease:
@@ -114,27 +104,29 @@ class Lease:
     there, views that were made before are safe only as long as the parent has the hold.
     """
 
-    # What is claimed first, by whatever thread, says how the hold ends: a look, with its views, or an end, at once.
-    __slots__ = ("_claims", "_keeper", "_place", "object_id")
+    __slots__ = ("_keeper", "_look", "_place", "_ticket", "object_id")
 
-    def __init__(self, object_id: ObjectID, place: Place, keeper: Keeper) -> None:
+    def __init__(self, object_id: ObjectID, place: Place, ticket: Ticket, keeper: Keeper) -> None:
         """Take over a hold of `keeper` on the object at a place."""
         self.object_id = object_id
         self._place = place
+        self._ticket = ticket
         self._keeper = keeper
-        self._claims: list[_Look | End] = []
+        self._look: _Look | None = None
 
     @property
     def data(self) -> memoryview:
         """The object's data, read-only."""
-        look = self._look()
-        return _NOTHING if look is None else look.data
+        look = self._look or self._begin_look()
+        look.end.counts = True
+        return look.data
 
     @property
     def metadata(self) -> memoryview:
         """The object's metadata, read-only."""
-        look = self._look()
-        return _NOTHING if look is None else look.metadata
+        look = self._look or self._begin_look()
+        look.end.counts = True
+        return look.metadata
 
     @property
     def size(self) -> int:
@@ -144,39 +136,26 @@ class Lease:
     @property
     def file(self) -> FileSlice:
         """Where the data lies in its file."""
-        shown, offset, _, _ = self._place
-        return FileSlice(shown.fd, offset) if shown is not None and self.size else FileSlice(-1, 0)
+        return FileSlice(self._keeper.shown(self._place[0]).fd, self._place[1]) if self.size else FileSlice(-1, 0)
 
     def release(self) -> None:
         """Let go of the object, as far as this lease is concerned. May be called again. Never blocks."""
-        if self._let_go():
-            self._keeper.released()
+        if self._look is _OVER:
+            return
+        with _changing:
+            if self._look is None:
+                self._keeper.give_back((self._ticket,))
+            else:
+                self._look.close()
+            self._look = _OVER
+        self._keeper.released()
 
-    def _look(self) -> _Look | None:
-        """The views; None after the end."""
-        claims = self._claims
-        if not claims:
-            claims.append(_Look(self.object_id, self._place, self._keeper))
-        first = claims[0]
-        if isinstance(first, End):
-            return None
-        first.end.counts = True
-        return first
-
-    def _let_go(self) -> bool:
-        """As `release`, but the keeper only takes note; tells whether there was anything to let go."""
-        claims = self._claims
-        if not claims:
-            claims.append(End(self.object_id))
-        first = claims[0]
-        if isinstance(first, _Look):
-            first.end.counts = True
-            return first.close()
-        if first.is_told:
-            return False
-        self._keeper.give_back(first)
-        first.is_told = True  # only now, so that nothing is lost by an interrupt
-        return True
+    def _begin_look(self) -> _Look:
+        with _changing:
+            if self._look is None:
+                memory = self._keeper.shown(self._place[0]).watched if self.size else _NO_MEMORY
+                self._look = _Look(memory, self._place, _End(self._keeper, self._ticket))
+            return self._look
 
     def __enter__(self) -> Self:
         return self
@@ -187,19 +166,17 @@ class Lease:
         self.release()
 
     def __del__(self) -> None:
-        claims = getattr(self, "_claims", None)
-        if claims is None:  # its making was interrupted
-            return
-        if not claims:
-            self._keeper.give_back(End(self.object_id))
-        elif isinstance(claims[0], _Look):
-            claims[0].end.counts = True  # and the views go with it
-        elif not claims[0].is_told:
-            self._keeper.give_back(claims[0])
+        try:
+            look = self._look
+        except AttributeError:
+            return  # its making was interrupted
+        if look is None:
+            self._keeper.give_back((self._ticket,))
+        else:
+            look.end.counts = True  # and the views go with it
 
     def __repr__(self) -> str:
-        is_over = bool(self._claims) and (isinstance(self._claims[0], End) or self._claims[0].data is _NOTHING)
-        return f"<Lease of {self.object_id}, {'released' if is_over else f'{self.size:,} bytes'}>"
+        return f"<Lease of {self.object_id}, {'released' if self._look is _OVER else f'{self.size:,} bytes'}>"
 
 
 _LeaseT = TypeVar("_LeaseT", bound=Lease | None)
@@ -215,8 +192,20 @@ class Leases(list[_LeaseT]):
 
     def release(self) -> None:
         """Release all that are in it now. May be called again. Never blocks."""
-        keepers = {lease._keeper for lease in self if lease is not None and lease._let_go()}
-        for keeper in keepers:
+        tickets: dict[Keeper, list[Ticket]] = {}
+        with _changing:
+            over = [lease for lease in self if lease is not None and lease._look is not _OVER]
+            for lease in over:
+                given_back = tickets.setdefault(lease._keeper, [])
+                if lease._look is None:
+                    given_back.append(lease._ticket)
+                else:
+                    lease._look.close()
+            for keeper, given_back in tickets.items():
+                keeper.give_back(given_back)
+            for lease in over:
+                lease._look = _OVER
+        for keeper in tickets:
             keeper.released()
 
     def __enter__(self) -> Self:
@@ -231,6 +220,35 @@ class Leases(list[_LeaseT]):
 _NO_MEMORY = WatchedMemory()
 _NOTHING = memoryview(b"")
 _NOTHING.release()  # whoever looks into a released lease is told so
+
+
+class _Nobody:
+    """Holds nothing, and is told of nothing."""
+
+    def shown(self, index: int) -> Shown:
+        raise IndexError(index)
+
+    def give_back(self, tickets: Sequence[Ticket]) -> None:
+        pass
+
+    def released(self) -> None:
+        pass
+
+
+_OVER = _Look(_NO_MEMORY, (0, 0, 0, 0), _End(_Nobody(), 0))
+"""What a lease looks at that was released."""
+_OVER.data = _OVER.metadata = _NOTHING
+
+_changing = RLock()
+"""Held while a lease begins or ends to look, for microseconds: of two threads, one is the first."""
+
+
+def _renew_lock() -> None:
+    global _changing
+    _changing = RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 class Unsealed:

@@ -17,13 +17,13 @@ from plasmastream._client import (
     RETRY_FIRST,
     RETRY_LAST,
     Buffer,
-    End,
     Inspection,
     Lease,
     Leases,
     Mapping,
     NewObject,
     Session,
+    Ticket,
     Unsealed,
     batches,
     check,
@@ -407,6 +407,7 @@ class StoreClient:
             )
         request = CreateRequest(object_id, True, data_size, len(metadata))
         created: list[tuple[_Session, Mapping, ObjectSpec]] = []  # within the turn, so that no interrupt comes between
+        tickets: list[Ticket] = []
         unsealed: UnsealedObject | None = None
 
         def seal(unsealed: UnsealedObject, digest: bytes | None) -> None:
@@ -422,7 +423,7 @@ class StoreClient:
                 check(reply.error, f"object {object_id}")
                 session.unsealed.discard(object_id)
                 session.take_in((object_id,), (spec,))
-                session.hold(object_id)
+                tickets.append(session.hold(object_id))
                 unsealed.is_sealed = True
 
             self._turn(work, session)
@@ -440,7 +441,7 @@ class StoreClient:
                 unsealed.forget_data()
             for session, _, _ in created:
                 if unsealed is not None and unsealed.is_sealed:
-                    session.give_back(End(object_id))
+                    session.give_back(tickets)
                     self._settle(session)
                 else:
                     self._abort(session, object_id)
@@ -489,7 +490,7 @@ class StoreClient:
 
     def _get_now(self, object_ids: Sequence[ObjectID]) -> Leases[Lease | None]:
         def work(session: _Session) -> Leases[Lease | None]:
-            unknown = tuple([object_id for object_id in dict.fromkeys(object_ids) if not session.holds(object_id)])
+            unknown = session.unknown(object_ids)
             if unknown:
                 reply, descriptors = session.connection.call(GetRequest(unknown, 0), GetReply)
                 session.map(reply.store_fds, reply.mmap_sizes, descriptors)

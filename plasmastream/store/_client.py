@@ -28,6 +28,7 @@ from plasmastream._client import (
     Leases,
     NewObject,
     Session,
+    Ticket,
     batches,
     check,
     check_ids,
@@ -113,6 +114,8 @@ class StoreClient:
         middle = spec.data_offset + spec.data_size
         mapping = session.mappings[spec.segment_index]
 
+        tickets: list[Ticket] = []
+
         async def seal(digest: bytes | None) -> None:
             if digest is None:
                 data = mapping.readable[spec.data_offset : middle]
@@ -126,7 +129,7 @@ class StoreClient:
             # Nobody ran between the reply and here, so no get can have missed it.
             session.unsealed.discard(object_id)
             session.take_in((object_id,), (spec,))
-            session.hold(object_id)
+            tickets.append(session.hold(object_id))
 
         unsealed: UnsealedObject | None = None
         try:
@@ -137,7 +140,7 @@ class StoreClient:
             if unsealed is not None:
                 unsealed.forget_data()
             if unsealed is not None and unsealed.is_sealed:
-                session.let_go((object_id,))
+                session.give_back(tickets)
                 session.settle()
             else:
                 await self._abort(session, object_id)
@@ -348,12 +351,9 @@ class StoreClient:
         async with self._lock:
             session = await self._open_session()
             session.settle()
-            distinct = dict.fromkeys(object_ids)
-            unknown = tuple([object_id for object_id in distinct if not session.holds(object_id)])
+            unknown = session.unknown(object_ids)
             # Another task may let go, while the store is asked, of what is known now.
-            kept = list(distinct.keys() - unknown)
-            for object_id in kept:
-                session.hold(object_id)
+            kept = [session.hold(object_id) for object_id in set(object_ids).difference(unknown)]
             try:
                 if unknown:
                     reply, descriptors = await session.connection.call(GetRequest(unknown, 0), GetReply)
@@ -364,7 +364,7 @@ class StoreClient:
                 session.forget_unleased(unknown)
                 raise
             finally:
-                session.let_go(kept)
+                session.give_back(kept)
                 session.settle()
 
     async def _wait(

@@ -13,12 +13,13 @@ import anyio.lowlevel
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
-from plasmastream._client import End, Inspection, check_ids
+from plasmastream._client import Inspection, Ticket, check_ids
 from plasmastream._errors import StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
 from plasmastream.store._core import DEFAULT_MAX_OBJECTS, NotYetError, PendingGet, StoreCore
 from plasmastream.store._inspect import inspect_page
 from plasmastream.store._object_store import Buffer, Lease, Leases, NewObject, UnsealedObject
+from plasmastream.store._segment import Segment
 from plasmastream.store._spill import SpillDirectory
 from plasmastream.store._spiller import Spiller
 from plasmastream.store._table import Client, Entry
@@ -268,11 +269,18 @@ class _Holder:
 
     def lease(self, entry: Entry) -> Lease:
         """A lease on an object that is held, the only one."""
-        place = self._core.heap.segment, entry.offset, entry.data_size, entry.metadata_size
-        return Lease(entry.object_id, place, self)
+        return Lease(
+            entry.object_id, (0, entry.offset, entry.data_size, entry.metadata_size), entry.object_id, self
+        )
 
-    def give_back(self, end: End) -> None:
-        self._core.give_back(self.client, end.object_id)
+    def shown(self, index: int) -> Segment:
+        return self._core.heap.segment
+
+    def give_back(self, tickets: Sequence[Ticket]) -> None:
+        """As the core does: the tickets are the names of the objects."""
+        for ticket in tickets:
+            assert isinstance(ticket, ObjectID)
+            self._core.give_back(self.client, ticket)
 
     def released(self) -> None:
         self._core.settle()
