@@ -357,6 +357,7 @@ class StoreCore:
             StoreFullError: they cannot be spilled.
             NotYetError: these objects must be on disk first.
         """
+        self.settle()
         evicted = 0
         while evicted < nbytes and (some := self.evict_some(nbytes - evicted)):
             evicted += sum(entry.size for entry in some)
