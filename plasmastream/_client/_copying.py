@@ -2,8 +2,8 @@
 
 A piece is hashed as it comes from memory, and copied while it is still in the cache: hashing is work for the processor,
 and hides the wait. The digest of a large object is made of eight parts that nobody needs in order. Both are done
-without the interpreter's lock, which is why memory is moved by address here: an assignment between memoryviews keeps the
-lock for as long as it takes.
+without the interpreter's lock, which is why memory is moved by address here: an assignment between memoryviews keeps
+the lock for as long as it takes.
 """
 
 import ctypes

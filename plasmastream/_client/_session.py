@@ -109,9 +109,11 @@ class Session(Generic[_ConnectionT]):
         for places in _places(specs):
             ids = object_ids[start : start + len(places)]
             start += len(places)
-            found = {i: place for i, place in zip(ids, places, strict=True) if place is not None}
+            found = dict(zip(ids, places, strict=True))
+            if None in places:
+                found = {object_id: place for object_id, place in found.items() if place is not None}
             self._counts.update(dict.fromkeys(found, 0))
-            self._places.update(found)
+            self._places.update(found)  # type: ignore[arg-type]
 
     def hold(self, object_id: ObjectID) -> Ticket:
         """Count one more lease on an object that the store holds for us; `give_back` takes the ticket."""

@@ -39,6 +39,7 @@ from plasmastream.store._turns import Turns
 from plasmastream.wire.plasma import (
     CONNECTION_CLOSED,
     EMPTY_SPEC,
+    MISSING_SPEC,
     NEED_DATA,
     PACKED_MISSING,
     AbortReply,
@@ -308,8 +309,8 @@ class _Session:
         found = core.get(client, ids)
         if (request.timeout_ms or core.spill is not None) and None in found:
             return self._get_in_turns(request)
-        packed = b"".join([PACKED_MISSING if entry is None else _pack(entry) for entry in found])
-        self._send(self._get_reply(ids, Specs(packed)))
+        specs = [MISSING_SPEC if entry is None else self._spec(entry) for entry in found]
+        self._send(self._get_reply(ids, specs, any(found)))
         return None if self._transport.flush_nowait() else self._flush()
 
     async def _get_in_turns(self, request: GetRequest) -> None:
@@ -330,15 +331,15 @@ class _Session:
                 found = core.get(client, some)
             return b"".join([PACKED_MISSING if entry is None else _pack(entry) for entry in found])
 
-        specs = Specs(b"".join(await self._turns.each(get, _parts(ids))))
-        await self._send_long(self._get_reply(ids, specs), len(ids))
+        packed = b"".join(await self._turns.each(get, _parts(ids)))
+        reply = self._get_reply(ids, Specs(packed), packed != PACKED_MISSING * len(ids))
+        await self._send_long(reply, len(ids))
         await self._flush()
 
-    def _get_reply(self, ids: tuple[ObjectID, ...], specs: Specs) -> GetReply:
-        used = specs.packed != PACKED_MISSING * len(specs)
+    def _get_reply(self, ids: tuple[ObjectID, ...], specs: Sequence[ObjectSpec], used: bool) -> GetReply:
         return GetReply(
             object_ids=ids,
-            specs=specs,
+            specs=specs if isinstance(specs, Specs) else tuple(specs),
             store_fds=(_SEGMENT,) if used else (),
             mmap_sizes=(self._mmap_size,) if used else (),
         )
