@@ -223,6 +223,8 @@ class View(Kind):
             lengths = {length for (length,) in struct.iter_unpack(f"<I{even.stride - 4}x", body[even.span])}
             nbytes = lengths.pop()
             if not lengths and nbytes <= even.stride - 4:
+                if not nbytes:
+                    return (b"",) * count
                 if nbytes <= _SHORT:
                     return tuple([view[start : start + nbytes].tobytes() for start in even.starts])
                 return tuple([view[start : start + nbytes] for start in even.starts])
@@ -319,7 +321,9 @@ class Fixed(Kind):
         if even is None or even.stride < 4 + nbytes:
             return tuple([self.load(body, at + 4 * i, inline) for i, inline in enumerate(inlines)])
         entries = struct.iter_unpack(f"<I{nbytes}s{even.stride - 4 - nbytes}x", body[even.span])
-        values = [make(value) for length, value in entries if length == nbytes]
+        values = [value for length, value in entries if length == nbytes]
+        if make is not bytes:
+            values = [make(value) for value in values]
         if len(values) < count:
             raise RemoteProtocolError(f"a field that has not the {nbytes} bytes that it must have")
         return tuple(values if even.is_forwards else reversed(values))
