@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -25,7 +25,7 @@ from plasmastream._listening import accept_connections
 from plasmastream._object_id import ObjectID
 from plasmastream._os_errors import reason_of
 from plasmastream.store._access import Access, Gate, peer_of
-from plasmastream.store._core import NotYetError, PendingGet, StoreCore
+from plasmastream.store._core import FILLED_TOGETHER, New, NotYetError, PendingGet, StoreCore
 from plasmastream.store._debug import debug_string
 from plasmastream.store._embedded import describe
 from plasmastream.store._inspect import inspect_page, process_at
@@ -41,6 +41,7 @@ from plasmastream.wire.plasma import (
     EMPTY_SPEC,
     MISSING_SPEC,
     NEED_DATA,
+    PACKED_MISSING,
     AbortReply,
     AbortRequest,
     ConnectReply,
@@ -70,19 +71,21 @@ from plasmastream.wire.plasma import (
     ObjectSpec,
     RefreshLRUReply,
     RefreshLRURequest,
+    ReleaseManyRequest,
     ReleaseRequest,
     SealReply,
     SealRequest,
     ServerConnection,
     SetOptionsReply,
     SetOptionsRequest,
+    Specs,
+    pack_spec,
 )
 from plasmastream.wire.plasma import Subscription as Subscribed
 
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_New: TypeAlias = tuple[ObjectID, bytes | bytearray | memoryview, bytes | bytearray | memoryview, bytes]
 
 # What `store_fd` and `segment_index` say: an opaque key for the one segment that a store has.
 _SEGMENT = 1
@@ -306,7 +309,8 @@ class _Session:
         found = core.get(client, ids)
         if (request.timeout_ms or core.spill is not None) and None in found:
             return self._get_in_turns(request)
-        self._send(self._get_reply(ids, [MISSING_SPEC if entry is None else self._spec(entry) for entry in found]))
+        specs = [MISSING_SPEC if entry is None else self._spec(entry) for entry in found]
+        self._send(self._get_reply(ids, specs, any(found)))
         return None if self._transport.flush_nowait() else self._flush()
 
     async def _get_in_turns(self, request: GetRequest) -> None:
@@ -319,20 +323,23 @@ class _Session:
             if self._hung_up:
                 return
 
-        def get(object_id: ObjectID) -> ObjectSpec:
+        def get(some: Sequence[ObjectID]) -> bytes:
             # What has been waited for is held already; what was deleted meanwhile is held until its release.
-            (entry,) = core.get(client, (object_id,)) if not refused or object_id in client.held else (None,)
-            return MISSING_SPEC if entry is None else self._spec(entry)
+            if refused:
+                found = [core.get(client, (object_id,))[0] if object_id in client.held else None for object_id in some]
+            else:
+                found = core.get(client, some)
+            return b"".join([PACKED_MISSING if entry is None else _pack(entry) for entry in found])
 
-        specs = await self._turns.each(get, ids)
-        await self._send_long(self._get_reply(ids, specs), len(ids))
+        packed = b"".join(await self._turns.each(get, _parts(ids)))
+        reply = self._get_reply(ids, Specs(packed), packed != PACKED_MISSING * len(ids))
+        await self._send_long(reply, len(ids))
         await self._flush()
 
-    def _get_reply(self, ids: tuple[ObjectID, ...], specs: Sequence[ObjectSpec]) -> GetReply:
-        used = any(spec is not MISSING_SPEC for spec in specs)
+    def _get_reply(self, ids: tuple[ObjectID, ...], specs: Sequence[ObjectSpec], used: bool) -> GetReply:
         return GetReply(
             object_ids=ids,
-            specs=tuple(specs),
+            specs=specs if isinstance(specs, Specs) else tuple(specs),
             store_fds=(_SEGMENT,) if used else (),
             mmap_sizes=(self._mmap_size,) if used else (),
         )
@@ -392,7 +399,7 @@ class _Session:
             nursery.cancel_scope.cancel()
 
     def _connect(self, _: ConnectRequest) -> None:
-        self._send(ConnectReply(self._core.capacity, Extension.INSPECT))
+        self._send(ConnectReply(self._core.capacity, Extension.INSPECT | Extension.RELEASE_MANY))
 
     def _create(self, request: CreateRequest) -> None:
         def refuse(code: ErrorCode) -> None:
@@ -435,28 +442,22 @@ class _Session:
         new = list(zip(request.object_ids, request.data, request.metadata, request.digests, strict=True))
         self._send(CreateAndSealBatchReply(await self._put(new, request.evict_if_full)))
 
-    async def _put(self, new: Sequence[_New], evict: bool) -> ErrorCode:
+    async def _put(self, new: Sequence[New], evict: bool) -> ErrorCode:
         """Create, fill and seal: all or none. Nobody sees any until there is no way back."""
         core, client = self._core, self._client
-        created: list[ObjectID] = []
+        created: list[Entry] = []
 
-        def create(one: _New) -> None:
-            object_id, data, metadata, _ = one
-            entry = core.create(client, object_id, len(data), len(metadata), evict=evict)
-            created.append(object_id)
-            data_memory, metadata_memory = core.memory_of(entry)
-            data_memory[:] = data
-            metadata_memory[:] = metadata
+        def create(some: Sequence[New]) -> None:
+            core.fill_many(client, some, created, evict=evict)
 
-        def seal(some: Sequence[_New]) -> None:
+        def seal(some: Sequence[New]) -> None:
             core.seal_many((object_id, digest) for object_id, _, _, digest in some)
-            for object_id, _, _, _ in some:
-                core.release(client, object_id)
+            core.release_many(client, [object_id for object_id, _, _, _ in some])
 
         try:
-            await self._turns.each(create, new)
+            await self._turns.each(create, _parts(new, FILLED_TOGETHER))
         except (ObjectExistsError, StoreFullError, NotYetError) as error:
-            await self._turns.each(self._let_go, created)
+            await self._turns.each(self._let_go, [entry.object_id for entry in created])
             if isinstance(error, NotYetError):
                 raise
             return _code(error)
@@ -478,6 +479,9 @@ class _Session:
 
     def _release(self, request: ReleaseRequest) -> None:
         self._core.release(self._client, request.object_id)
+
+    def _release_many(self, request: ReleaseManyRequest) -> None:
+        self._core.release_many(self._client, request.object_ids)
 
     async def _delete(self, request: DeleteRequest) -> None:
         errors = tuple(await self._turns.each(self._core.delete, request.object_ids))
@@ -538,6 +542,7 @@ _ANSWERS: dict[type[Message], Callable[..., Awaitable[None] | None]] = {
     GetRequest: _Session._get,
     AbortRequest: _Session._abort,
     ReleaseRequest: _Session._release,
+    ReleaseManyRequest: _Session._release_many,
     DeleteRequest: _Session._delete,
     ContainsRequest: _Session._contains,
     ListRequest: _Session._list,
@@ -561,6 +566,12 @@ def _leads_to(address: str, descriptor: int) -> bool:
         return True
     finally:
         sock.detach()
+
+
+def _pack(entry: Entry) -> bytes:
+    """Where an object lies, as a reply says it."""
+    middle = entry.offset + entry.data_size
+    return pack_spec(_SEGMENT, entry.offset, entry.data_size, middle, entry.metadata_size, 0)
 
 
 def _code(error: StoreError) -> ErrorCode:
