@@ -6,6 +6,7 @@ Version 1 or 2 of the protocol is that of the SYNC, and of the fetch that it lea
 import contextlib
 import ipaddress
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -63,15 +64,27 @@ class Node:
         return taken
 
     def memory_growth(self, work: Callable[[], object]) -> float:
-        """MiB by which its process grows, at most, while something is done."""
-        Path(f"/proc/{self.pid}/clear_refs").write_text("5")  # the peak is what there is now
-        before = self._status("VmRSS")
-        work()
-        return (self._status("VmHWM") - before) / 1024
+        """MiB by which its process grows, at most, while something is done; the store's shared memory apart."""
+        before = peak = self._private_kib()
+        over = threading.Event()
 
-    def _status(self, name: str) -> int:
+        def watch() -> None:
+            nonlocal peak
+            while not over.wait(0.005):
+                peak = max(peak, self._private_kib())
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        try:
+            work()
+        finally:
+            over.set()
+            watching.join()
+        return (peak - before) / 1024
+
+    def _private_kib(self) -> int:
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 _CONTENT = bytes(1 << 20)
