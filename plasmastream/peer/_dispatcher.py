@@ -149,11 +149,8 @@ class Dispatcher:
         Raises:
             PlasmastreamError: none of them could be asked for.
         """
-        results = {
-            object_id: Result(object_id, Outcome.OUT_OF_TIME, "another request was fetching it until the time was over")
-            for object_id in request.object_ids
-        }
-        left = list(request.object_ids)
+        results: dict[ObjectID, Result] = {}
+        left: Sequence[ObjectID] = request.object_ids
         deadline = math.inf if timeout is None else trio.current_time() + timeout
         with trio.CancelScope(deadline=deadline) as waiting:
             while left:
@@ -167,9 +164,9 @@ class Dispatcher:
                     fetched = await self._fetch(request, ours, patience, encoding, budget, report)
                 waiting.deadline = deadline
                 results |= {result.object_id: result for result in fetched}
-                done = set(ours)
-                left = [object_id for object_id in left if object_id not in done]
-        return list(results.values())
+                left = [object_id for object_id in left if object_id not in results]
+        late = Outcome.OUT_OF_TIME, "another request was fetching it until the time was over"
+        return [results.get(object_id) or Result(object_id, *late) for object_id in request.object_ids]
 
     async def _fetch(
         self,

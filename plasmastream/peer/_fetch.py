@@ -8,7 +8,7 @@ source what is sealed here. A round in which nothing moved is followed by a wait
 import logging
 import math
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 
@@ -117,6 +117,7 @@ class Fetch:
         self._moved = False
         self._has_opened = False
         self._hindered: set[ObjectID] = set()
+        self._damaged: Counter[tuple[ObjectID, int]] = Counter()
 
     async def run(self) -> list[Result]:
         """Fetch all that can be fetched.
@@ -342,9 +343,9 @@ class Fetch:
 
     def _note_damage(self, wanted: Wanted, offset: int) -> None:
         _log.info("object %s was damaged on its way from %s", wanted.object_id, self._lanes)
-        wanted.damaged[offset] = wanted.damaged.get(offset, 0) + 1
+        self._damaged[wanted.object_id, offset] += 1
         wanted.obstacle = Outcome.BROKEN_OFF, "it was damaged on its way"
-        if wanted.damaged[offset] >= _ATTEMPTS:
+        if self._damaged[wanted.object_id, offset] >= _ATTEMPTS:
             self._finish(wanted, Outcome.DAMAGED, f"it was damaged on its way from {self._lanes} {_ATTEMPTS} times")
 
     # Check

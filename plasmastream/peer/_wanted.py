@@ -30,8 +30,6 @@ class Wanted:
     """Whether it was sealed here before we came."""
     unchecked: Ranges | None = None
     """What is here, but may differ from what the source has open."""
-    damaged: dict[int, int] = attrs.Factory(dict)
-    """How often a chunk arrived damaged, by its offset."""
     times_held: int = 0
     """How often others held what was here, when it was to be relied on."""
     obstacle: tuple[int, str] = (Outcome.BROKEN_OFF, "")

@@ -329,6 +329,7 @@ class ObjectTable:
             entry.last_used_at = now
             if entry.holders:
                 continue
+            entry.holders.clear()  # which lets go of the memory of what was in it
             if entry.delete_when_released:
                 removed.append(self.remove(entry))
             elif entry.owner is None:
