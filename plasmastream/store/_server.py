@@ -27,6 +27,7 @@ from plasmastream._os_errors import reason_of
 from plasmastream.store._access import Access, Gate, peer_of
 from plasmastream.store._core import NotYetError, PendingGet, StoreCore
 from plasmastream.store._debug import debug_string
+from plasmastream.store._desk import Desk
 from plasmastream.store._embedded import describe
 from plasmastream.store._inspect import inspect_page, process_at
 from plasmastream.store._limits import DEFAULT_MAX_CONNECTIONS, ConnectionLimits
@@ -76,6 +77,7 @@ from plasmastream.wire.plasma import (
     ServerConnection,
     SetOptionsReply,
     SetOptionsRequest,
+    Signal,
 )
 from plasmastream.wire.plasma import Subscription as Subscribed
 
@@ -89,7 +91,7 @@ _SEGMENT = 1
 
 _MANY = 1000  # objects, from which on a request is a long one
 _FEW = 32  # objects, up to which a request that need not wait is answered at once
-_STEPS_PER_CHECKPOINT = 32
+_MOST_STEPS = 32  # for one client, before it is the next one's turn
 _HANG_UP_POLL = 0.5
 
 
@@ -120,12 +122,13 @@ async def serve_store(
         StoreError: a store is already at `path`, or the socket cannot be made there, or not with this access.
     """
     limits, turns = limits or ConnectionLimits(), Turns()
-    with listening(path, access or Access()) as (listener, gate):
+    with listening(path, access or Access()) as (listener, gate), Desk() as desk:
 
         async def serve(sock: socket.socket) -> None:
-            await _Session(core, sock, gate, limits, turns, spiller, nursery).run()
+            await _Session(core, sock, gate, limits, desk, turns, spiller, nursery).run()
 
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.run)
             task_status.started()
             await accept_connections(listener, serve, nursery, max_connections, f"the store at {path}")
 
@@ -139,6 +142,7 @@ class _Session:
         sock: socket.socket,
         gate: Gate,
         limits: ConnectionLimits,
+        desk: Desk,
         turns: Turns,
         spiller: Spiller | None,
         nursery: trio.Nursery,
@@ -149,6 +153,7 @@ class _Session:
         self._client = Client(f"process {self._peer.pid}", process=process_at(self._peer.pid, self._peer.user))
         self._gate = gate
         self._limits = limits
+        self._desk = desk
         self._turns = turns
         self._spiller = spiller
         self._breached: set[str] = set()
@@ -187,36 +192,58 @@ class _Session:
                 self._transport.close()
 
     async def _converse(self) -> None:
-        steps = 0
         while not self._hung_up:
-            steps += 1
-            if steps % _STEPS_PER_CHECKPOINT == 0:  # one read may bring a thousand requests
-                await trio.lowlevel.checkpoint()  # a client that is always ready must not keep the others waiting
-            if self._wire.has_long_frame:
-                event = await self._turns.aside(self._wire.next_event)
-            else:
-                event = self._wire.next_event()
-            if event is NEED_DATA:
-                await self._flush()
-                await self._read()
-            elif event is CONNECTION_CLOSED:
-                return
-            elif isinstance(event, Message):
-                await self._answer(event)
-                if self._transport.queued_bytes > self._limits.unread_replies:
-                    await self._flush()
-            else:
-                assert isinstance(event, Subscribed)
-                self._subscribe(event.descriptor)
+            await (await self._desk.attend(self._transport.fileno(), self._serve))
 
-    async def _answer(self, request: Message) -> None:
+    def _serve(self) -> Awaitable[None] | None:
+        """Answer what the client has sent; what is returned must be awaited before there is more to do."""
+        wire, transport = self._wire, self._transport
+        has_read = False
+        for _ in range(_MOST_STEPS):  # one read may bring a thousand requests
+            if wire.has_long_frame:
+                return self._answer_long_frame()
+            event = wire.next_event()
+            if event is NEED_DATA:
+                if not transport.flush_nowait():
+                    return self._flush()
+                if has_read or not self._read_nowait():
+                    return None
+                has_read = True
+            elif rest := self._take(event):
+                return rest
+        return trio.lowlevel.checkpoint()
+
+    def _take(self, event: Message | Subscribed[int] | Signal) -> Awaitable[None] | None:
+        if event is CONNECTION_CLOSED:
+            self._hung_up = True
+            return trio.lowlevel.checkpoint()
+        if isinstance(event, Message):
+            try:
+                answering = _ANSWERS[type(event)](self, event)
+            except NotYetError:
+                return self._answer(event)
+            if answering is not None:
+                return self._answer(event, answering)
+            return self._flush() if self._transport.queued_bytes > self._limits.unread_replies else None
+        assert isinstance(event, Subscribed)
+        self._subscribe(event.descriptor)
+        return None
+
+    async def _answer_long_frame(self) -> None:
+        rest = self._take(await self._turns.aside(self._wire.next_event))
+        if rest is not None:
+            await rest
+
+    async def _answer(self, request: Message, answering: Awaitable[None] | None = None) -> None:
+        """Answer a request, or go on with that, and begin anew as long as it cannot be answered yet."""
         while True:
             try:
-                answering = _ANSWERS[type(request)](self, request)
+                answering = answering or _ANSWERS[type(request)](self, request)
                 if answering is not None:
                     await answering
                 return
             except NotYetError as error:
+                answering = None
                 await self._flush()
                 if self._spiller is None:
                     await trio.lowlevel.checkpoint()
@@ -259,21 +286,25 @@ class _Session:
             raise RemoteProtocolError(f"notifications cannot be sent there: {error.strerror or error}") from error
         self._nursery.start_soon(self._subscription.run)
 
-    async def _read(self) -> None:
-        nbytes, descriptors = await self._receive()
+    def _read_nowait(self) -> bool:
+        """Read what is there, and tell whether there was anything, be it the end."""
+        try:
+            nbytes, descriptors = self._transport.receive_nowait(self._wire.get_buffer())
+        except BlockingIOError:
+            return False
+        self._take_in(nbytes, descriptors)
+        return True
+
+    def _take_in(self, nbytes: int, descriptors: list[int]) -> None:
+        # A client's end that we hold ourselves stays open when the client dies: its connection would never end.
+        if any(_leads_to(self._address, descriptor) for descriptor in descriptors):
+            close_descriptors(descriptors)
+            raise OSError("a socket came from it that leads, or may yet lead, to this store itself")
         if nbytes:
             self._wire.advance(nbytes, descriptors)
         else:
             close_descriptors(descriptors)
             self._wire.receive_eof()
-
-    async def _receive(self) -> tuple[int, list[int]]:
-        nbytes, descriptors = await self._transport.receive(self._wire.get_buffer())
-        # A client's end that we hold ourselves stays open when the client dies: its connection would never end.
-        if any(_leads_to(self._address, descriptor) for descriptor in descriptors):
-            close_descriptors(descriptors)
-            raise OSError("a socket came from it that leads, or may yet lead, to this store itself")
-        return nbytes, descriptors
 
     def _send(self, message: Message) -> None:
         self._wire.send(message, self._segments)
@@ -371,12 +402,11 @@ class _Session:
 
         async def watch() -> None:
             try:
-                while len(self._wire.get_buffer()):
-                    nbytes, descriptors = await self._receive()
+                while len(buffer := self._wire.get_buffer()):
+                    nbytes, descriptors = await self._transport.receive(buffer)
+                    self._take_in(nbytes, descriptors)
                     if not nbytes:
-                        close_descriptors(descriptors)
                         break
-                    self._wire.advance(nbytes, descriptors)
                 else:  # enough was read ahead, and an end behind it does not show by reading
                     while not self._transport.has_hung_up():  # noqa: ASYNC110  (which is no event to Trio)
                         await trio.sleep(_HANG_UP_POLL)
