@@ -160,6 +160,7 @@ class _Session:
         self._wire: ServerConnection[int] = ServerConnection(max_body_size=limits.largest_body(core.capacity))
         self._transport = UnixTransport(sock)
         self._segments = {_SEGMENT: core.heap.segment.fd}
+        self._needs_data = True
         self._hung_up = False
         self._nursery = nursery
         self._subscription: Subscription | None = None
@@ -197,19 +198,19 @@ class _Session:
 
     def _serve(self) -> Awaitable[None] | None:
         """Answer what the client has sent; what is returned must be awaited before there is more to do."""
-        wire, transport = self._wire, self._transport
-        has_read = False
+        if self._needs_data:
+            self._read_nowait()
+            self._needs_data = False
+        wire = self._wire
         for _ in range(_MOST_STEPS):  # one read may bring a thousand requests
             if wire.has_long_frame:
                 return self._answer_long_frame()
             event = wire.next_event()
             if event is NEED_DATA:
-                if not transport.flush_nowait():
-                    return self._flush()
-                if has_read or not self._read_nowait():
-                    return None
-                has_read = True
-            elif rest := self._take(event):
+                self._needs_data = True
+                return None if self._transport.flush_nowait() else self._flush()
+            rest = self._take(event)
+            if rest is not None:
                 return rest
         return trio.lowlevel.checkpoint()
 
@@ -286,18 +287,16 @@ class _Session:
             raise RemoteProtocolError(f"notifications cannot be sent there: {error.strerror or error}") from error
         self._nursery.start_soon(self._subscription.run)
 
-    def _read_nowait(self) -> bool:
-        """Read what is there, and tell whether there was anything, be it the end."""
+    def _read_nowait(self) -> None:
         try:
             nbytes, descriptors = self._transport.receive_nowait(self._wire.get_buffer())
         except BlockingIOError:
-            return False
+            return
         self._take_in(nbytes, descriptors)
-        return True
 
     def _take_in(self, nbytes: int, descriptors: list[int]) -> None:
         # A client's end that we hold ourselves stays open when the client dies: its connection would never end.
-        if any(_leads_to(self._address, descriptor) for descriptor in descriptors):
+        if descriptors and any(_leads_to(self._address, descriptor) for descriptor in descriptors):
             close_descriptors(descriptors)
             raise OSError("a socket came from it that leads, or may yet lead, to this store itself")
         if nbytes:

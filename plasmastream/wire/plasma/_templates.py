@@ -48,25 +48,25 @@ class Template:
             gaps.append((differing[0], number))
         gaps.sort()
         layout, end = "<", 0
-        self._fields: list[Any] = []
+        fixed: list[bytes] = []
         for at, number in gaps:
             layout += f"{at - end}s{codes[number]}"
-            self._fields += (body[end:at], None)
+            fixed.append(body[end:at])
             end = at + struct.calcsize("<" + codes[number])
         self._struct = struct.Struct(f"{layout}{len(body) - end}s")
-        self._fields.append(body[end:])
-        self._fixed = tuple(self._fields[::2])
+        self._fixed = (*fixed, body[end:])
         self._places = [2 * gaps.index(gap) + 1 for gap in sorted(gaps, key=itemgetter(1))]
+        # Out of the fixed parts with the values behind them: a fixed part, the value that follows it, and so on.
+        self._in_order = itemgetter(
+            *[part for i, (_, number) in enumerate(gaps) for part in (i, len(self._fixed) + number)], len(gaps)
+        )
         self._header = pack_header(message.type, len(body))
         self.type = message.type
         self.size = len(body)
 
     def save(self, values: Values) -> bytes:
         """A frame; raises `struct.error` for a number that does not fit."""
-        fields = self._fields.copy()
-        for place, value in zip(self._places, values, strict=True):
-            fields[place] = value
-        return self._header + self._struct.pack(*fields)
+        return self._header + self._struct.pack(*self._in_order(self._fixed + values))
 
     def load(self, body: Body) -> m.Message | None:
         """The message that a body of `size` bytes is; None where it is another one, or in another layout."""
