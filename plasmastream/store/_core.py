@@ -9,7 +9,7 @@ asks again.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import attrs
 
@@ -22,6 +22,10 @@ from plasmastream.store._table import MOST_AT_ONCE, Client, Entry, ObjectTable
 from plasmastream.wire.plasma import ErrorCode
 
 DEFAULT_MAX_OBJECTS = 1 << 20
+
+New: TypeAlias = tuple[ObjectID, bytes | bytearray | memoryview, bytes | bytearray | memoryview, bytes]
+"""An object to be made: its name, data, metadata, digest."""
+
 _MAX_SIZE = 1 << 62
 _NOBODY = Client("the store itself")
 
@@ -179,7 +183,7 @@ class StoreCore:
     def put_many(
         self,
         client: Client,
-        objects: Sequence[tuple[ObjectID, bytes | memoryview, bytes | memoryview, bytes]],
+        objects: Sequence[New],
         *,
         evict: bool = True,
     ) -> list[Entry]:

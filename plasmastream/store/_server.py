@@ -1,8 +1,9 @@
 """`serve_store`: a store's objects for every local process, over a Unix socket, in Apache Plasma's protocol.
 
-A task serves each connection and blocks for nobody else: a client that sends half a message, or does not read its
-replies, waits alone. What a client sends is checked before it is believed; where it breaks the protocol, its
-connection ends with a line in the log, and what it held is let go. The rules are those of docs/plasma-ipc.md.
+What can be answered at once is answered at one desk for all; what waits, or is long, by the task that each connection
+has. Nobody blocks anybody else: a client that sends half a message, or does not read its replies, waits alone. What a
+client sends is checked before it is believed; where it breaks the protocol, its connection ends with a line in the log,
+and what it held is let go. The rules are those of docs/plasma-ipc.md.
 """
 
 import logging
@@ -24,8 +25,8 @@ from plasmastream._errors import (
 from plasmastream._listening import accept_connections
 from plasmastream._object_id import ObjectID
 from plasmastream._os_errors import reason_of
-from plasmastream.store._access import Access, Gate, peer_of
-from plasmastream.store._core import NotYetError, PendingGet, StoreCore
+from plasmastream.store._access import Access, Gate, leads_to, peer_of
+from plasmastream.store._core import New, NotYetError, PendingGet, StoreCore
 from plasmastream.store._debug import debug_string
 from plasmastream.store._desk import Desk
 from plasmastream.store._embedded import describe
@@ -84,7 +85,9 @@ from plasmastream.wire.plasma import Subscription as Subscribed
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_New: TypeAlias = tuple[ObjectID, bytes | bytearray | memoryview, bytes | bytearray | memoryview, bytes]
+_RequestT = TypeVar("_RequestT", bound=Message)
+_Rest: TypeAlias = Callable[[], Awaitable[None]]
+"""What a connection's own task has to do before the connection can be served at the desk again."""
 
 # What `store_fd` and `segment_index` say: an opaque key for the one segment that a store has.
 _SEGMENT = 1
@@ -131,6 +134,13 @@ async def serve_store(
             nursery.start_soon(desk.run)
             task_status.started()
             await accept_connections(listener, serve, nursery, max_connections, f"the store at {path}")
+
+
+def _in_its_own_task(
+    answer: Callable[["_Session", _RequestT], Awaitable[None]],
+) -> Callable[["_Session", _RequestT], _Rest]:
+    """For what may take long: nothing of it is done at the desk."""
+    return lambda session, request: partial(answer, session, request)
 
 
 class _Session:
@@ -194,38 +204,39 @@ class _Session:
 
     async def _converse(self) -> None:
         while not self._hung_up:
-            await (await self._desk.attend(self._transport.fileno(), self._serve))
+            rest = await self._desk.attend(self._transport.fileno(), self._serve)
+            await rest()
 
-    def _serve(self) -> Awaitable[None] | None:
-        """Answer what the client has sent; what is returned must be awaited before there is more to do."""
+    def _serve(self) -> _Rest | None:
+        """Answer what the client has sent, until there is no more, or something is to be waited for."""
         if self._needs_data:
             self._read_nowait()
             self._needs_data = False
         wire = self._wire
         for _ in range(_MOST_STEPS):  # one read may bring a thousand requests
             if wire.has_long_frame:
-                return self._answer_long_frame()
+                return self._answer_long_frame
             event = wire.next_event()
             if event is NEED_DATA:
                 self._needs_data = True
-                return None if self._transport.flush_nowait() else self._flush()
+                return None if self._transport.flush_nowait() else self._flush
             rest = self._take(event)
             if rest is not None:
                 return rest
-        return trio.lowlevel.checkpoint()
+        return trio.lowlevel.checkpoint
 
-    def _take(self, event: Message | Subscribed[int] | Signal) -> Awaitable[None] | None:
+    def _take(self, event: Message | Subscribed[int] | Signal) -> _Rest | None:
         if event is CONNECTION_CLOSED:
             self._hung_up = True
-            return trio.lowlevel.checkpoint()
+            return trio.lowlevel.checkpoint
         if isinstance(event, Message):
             try:
-                answering = _ANSWERS[type(event)](self, event)
+                rest = _ANSWERS[type(event)](self, event)
             except NotYetError:
-                return self._answer(event)
-            if answering is not None:
-                return self._answer(event, answering)
-            return self._flush() if self._transport.queued_bytes > self._limits.unread_replies else None
+                return partial(self._answer, event)
+            if rest is not None:
+                return partial(self._answer, event, rest)
+            return self._flush if self._transport.queued_bytes > self._limits.unread_replies else None
         assert isinstance(event, Subscribed)
         self._subscribe(event.descriptor)
         return None
@@ -233,18 +244,18 @@ class _Session:
     async def _answer_long_frame(self) -> None:
         rest = self._take(await self._turns.aside(self._wire.next_event))
         if rest is not None:
-            await rest
+            await rest()
 
-    async def _answer(self, request: Message, answering: Awaitable[None] | None = None) -> None:
-        """Answer a request, or go on with that, and begin anew as long as it cannot be answered yet."""
+    async def _answer(self, request: Message, rest: _Rest | None = None) -> None:
+        """Answer a request, or do the rest of that, and begin anew as long as it cannot be answered yet."""
         while True:
             try:
-                answering = answering or _ANSWERS[type(request)](self, request)
-                if answering is not None:
-                    await answering
+                rest = rest or _ANSWERS[type(request)](self, request)
+                if rest is not None:
+                    await rest()
                 return
             except NotYetError as error:
-                answering = None
+                rest = None
                 await self._flush()
                 if self._spiller is None:
                     await trio.lowlevel.checkpoint()
@@ -296,7 +307,7 @@ class _Session:
 
     def _take_in(self, nbytes: int, descriptors: list[int]) -> None:
         # A client's end that we hold ourselves stays open when the client dies: its connection would never end.
-        if descriptors and any(_leads_to(self._address, descriptor) for descriptor in descriptors):
+        if descriptors and any(leads_to(self._address, descriptor) for descriptor in descriptors):
             close_descriptors(descriptors)
             raise OSError("a socket came from it that leads, or may yet lead, to this store itself")
         if nbytes:
@@ -329,15 +340,15 @@ class _Session:
     def _mmap_size(self) -> int:
         return self._core.heap.segment.length + 8  # clients map 8 bytes less than is advertised (plasma-ipc 3.3)
 
-    def _get(self, request: GetRequest) -> Awaitable[None] | None:
+    def _get(self, request: GetRequest) -> _Rest | None:
         core, client, ids = self._core, self._client, request.object_ids
         if len(ids) > _FEW or len(client.held) + len(ids) > self._limits.held:
-            return self._get_in_turns(request)
+            return partial(self._get_in_turns, request)
         found = core.get(client, ids)
         if (request.timeout_ms or core.spill is not None) and None in found:
-            return self._get_in_turns(request)
+            return partial(self._get_in_turns, request)
         self._send(self._get_reply(ids, [MISSING_SPEC if entry is None else self._spec(entry) for entry in found]))
-        return None if self._transport.flush_nowait() else self._flush()
+        return None if self._transport.flush_nowait() else self._flush
 
     async def _get_in_turns(self, request: GetRequest) -> None:
         core, client, ids = self._core, self._client, request.object_ids
@@ -456,20 +467,27 @@ class _Session:
             or self._exceeds(limits.unsealed_bytes, client.unsealed_bytes + nbytes, "bytes of unsealed objects")
         )
 
-    async def _create_and_seal(self, request: CreateAndSealRequest) -> None:
+    def _create_and_seal(self, request: CreateAndSealRequest) -> None:
         new = (request.object_id, request.data, request.metadata, request.digest)
-        self._send(CreateAndSealReply(await self._put([new], request.evict_if_full)))
+        code = ErrorCode.OK
+        try:
+            self._core.put_many(self._client, [new], evict=request.evict_if_full)
+            self._core.release(self._client, request.object_id)
+        except (ObjectExistsError, StoreFullError) as error:
+            code = _code(error)
+        self._send(CreateAndSealReply(code))
 
+    @_in_its_own_task
     async def _create_and_seal_batch(self, request: CreateAndSealBatchRequest) -> None:
         new = list(zip(request.object_ids, request.data, request.metadata, request.digests, strict=True))
         self._send(CreateAndSealBatchReply(await self._put(new, request.evict_if_full)))
 
-    async def _put(self, new: Sequence[_New], evict: bool) -> ErrorCode:
+    async def _put(self, new: Sequence[New], evict: bool) -> ErrorCode:
         """Create, fill and seal: all or none. Nobody sees any until there is no way back."""
         core, client = self._core, self._client
         created: list[ObjectID] = []
 
-        def create(one: _New) -> None:
+        def create(one: New) -> None:
             object_id, data, metadata, _ = one
             entry = core.create(client, object_id, len(data), len(metadata), evict=evict)
             created.append(object_id)
@@ -477,7 +495,7 @@ class _Session:
             data_memory[:] = data
             metadata_memory[:] = metadata
 
-        def seal(some: Sequence[_New]) -> None:
+        def seal(some: Sequence[New]) -> None:
             core.seal_many((object_id, digest) for object_id, _, _, digest in some)
             for object_id, _, _, _ in some:
                 core.release(client, object_id)
@@ -508,7 +526,14 @@ class _Session:
     def _release(self, request: ReleaseRequest) -> None:
         self._core.release(self._client, request.object_id)
 
-    async def _delete(self, request: DeleteRequest) -> None:
+    def _delete(self, request: DeleteRequest) -> _Rest | None:
+        if len(request.object_ids) > _FEW:
+            return partial(self._delete_in_turns, request)
+        errors = tuple(map(self._core.delete, request.object_ids))
+        self._send(DeleteReply(request.object_ids, errors))
+        return None
+
+    async def _delete_in_turns(self, request: DeleteRequest) -> None:
         errors = tuple(await self._turns.each(self._core.delete, request.object_ids))
         await self._send_long(DeleteReply(request.object_ids, errors), len(errors))
 
@@ -516,6 +541,7 @@ class _Session:
         found = self._core.table.find_sealed(request.object_id) is not None
         self._send(ContainsReply(request.object_id, found))
 
+    @_in_its_own_task
     async def _list(self, _: ListRequest) -> None:
         objects = tuple(await self._turns.each(describe, list(self._core.table)))
         await self._send_long(ListReply(objects), len(objects))
@@ -523,6 +549,7 @@ class _Session:
     def _inspect(self, request: InspectRequest) -> None:
         self._send(inspect_page(self._core, request.object_ids, request.cursor))
 
+    @_in_its_own_task
     async def _evict(self, request: EvictRequest) -> None:
         # The field is unsigned, but clients put a signed number there, and less than nothing evicts nothing.
         left = request.num_bytes if request.num_bytes < 1 << 63 else 0
@@ -544,6 +571,7 @@ class _Session:
             await trio.lowlevel.checkpoint()
         self._send(EvictReply(evicted))
 
+    @_in_its_own_task
     async def _refresh_lru(self, request: RefreshLRURequest) -> None:
         await self._turns.each(self._core.table.refresh, _parts(request.object_ids))
         self._send(RefreshLRUReply())
@@ -558,7 +586,7 @@ class _Session:
         self._send(GetDebugStringReply(debug_string(self._core)))
 
 
-_ANSWERS: dict[type[Message], Callable[..., Awaitable[None] | None]] = {
+_ANSWERS: dict[type[Message], Callable[..., _Rest | None]] = {
     ConnectRequest: _Session._connect,
     CreateRequest: _Session._create,
     CreateAndSealRequest: _Session._create_and_seal,
@@ -576,20 +604,6 @@ _ANSWERS: dict[type[Message], Callable[..., Awaitable[None] | None]] = {
     SetOptionsRequest: _Session._set_options,
     GetDebugStringRequest: _Session._get_debug_string,
 }
-
-
-def _leads_to(address: str, descriptor: int) -> bool:
-    """Whether a descriptor is a Unix socket whose other end is at `address`, or that has no other end yet."""
-    try:
-        sock = socket.socket(fileno=descriptor)
-    except OSError:
-        return False  # something else
-    try:
-        return sock.family == socket.AF_UNIX and sock.getpeername() == address
-    except OSError:
-        return True
-    finally:
-        sock.detach()
 
 
 def _code(error: StoreError) -> ErrorCode:
