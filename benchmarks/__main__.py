@@ -7,10 +7,11 @@ Each figure is a median of rounds in which rivals took turns. `--save` keeps the
 """
 
 import argparse
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from benchmarks import curves, peer_rows, start_rows, store_rows
+from benchmarks import beside, curves, peer_rows, start_rows, store_rows
 from benchmarks.contest import Contest, Outcome, run
 from benchmarks.curve import Curve, Drawn, draw
 from benchmarks.report import line, save
@@ -19,6 +20,7 @@ PARTS: dict[str, Callable[[], AbstractContextManager[Sequence[Contest | Curve]]]
     "peer": peer_rows.contests,
     "store": store_rows.contests,
     "start": start_rows.contests,
+    "beside": beside.contests,
     "curves": curves.curves,
 }
 
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--row", type=int, action="append", help="only this row of the table of marks")
     parser.add_argument("--save", action="store_true", help="keep the results in the repository")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the processes that were started are ended then, too
     for part in asked.parts or PARTS:
         if part not in PARTS:
             parser.error(f"there is no part {part!r}")
@@ -38,11 +41,14 @@ def main() -> None:
         results: list[Outcome | Drawn] = []
         with PARTS[part]() as entries:
             for entry in entries:
+                if asked.row and not entry.rows & set(asked.row):
+                    continue
                 if isinstance(entry, Curve):
-                    drawn = draw(entry, max(3, asked.rounds // 3))
+                    # Whether a curve is flat is asked of few points, which have to be right.
+                    drawn = draw(entry, asked.rounds if entry.is_flat else max(3, asked.rounds // 3))
                     print(drawn.table(), "", sep="\n", flush=True)
                     results.append(drawn)
-                elif not asked.row or entry.row in asked.row:
+                else:
                     outcome = run(entry, asked.rounds)
                     print(line(outcome), flush=True)
                     results.append(outcome)

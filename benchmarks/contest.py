@@ -8,7 +8,7 @@ is not in it.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import attrs
@@ -41,12 +41,16 @@ class Figure:
 
 @attrs.frozen
 class Mark:
-    """What is to be reached: by the first contestant's ratio to `rival`, or by its own median where there is none."""
+    """What is to be reached: by a ratio to `rival`, or by a median itself where there is none."""
 
     bound: float
     is_most: bool
     """Whether more than the bound misses it, rather than less."""
     rival: str | None = None
+    of: str | None = None
+    """Whose figure it is about; None for each of ours."""
+    row: int | None = None
+    """Its number in the table of marks, where that is not the contest's."""
 
     def __str__(self) -> str:
         number = f"{self.bound:,g}" if self.rival is None else f"{self.bound:g} x {self.rival}"
@@ -57,28 +61,51 @@ class Mark:
         return number <= self.bound if self.is_most else number >= self.bound
 
 
-def at_most(bound: float, rival: str | None = None) -> Mark:
+def at_most(bound: float, rival: str | None = None, *, of: str | None = None, row: int | None = None) -> Mark:
     """Less is better."""
-    return Mark(bound, True, rival)
+    return Mark(bound, True, rival, of, row)
 
 
-def at_least(bound: float, rival: str | None = None) -> Mark:
+def at_least(bound: float, rival: str | None = None, *, of: str | None = None, row: int | None = None) -> Mark:
     """More is better."""
-    return Mark(bound, False, rival)
+    return Mark(bound, False, rival, of, row)
+
+
+@attrs.frozen
+class Verdict:
+    """What became of a mark."""
+
+    row: int
+    work: str
+    who: str
+    mark: str
+    measured: str
+    """The ratio or median, and its unit; empty where the rival is missing."""
+    is_met: bool | None
+    """None where the rival is missing."""
 
 
 @attrs.frozen
 class Contest:
-    """Some work, and those who do it. The first contestant is the one that the others are held against."""
+    """Some work, and those who do it."""
 
     row: int
-    """Its number in the table of marks."""
+    """Its number in the table of marks; 0 where it is not in it."""
     work: str
     unit: str
     contestants: Mapping[str, Turn]
     marks: Sequence[Mark] = ()
     missing: Mapping[str, str] = attrs.Factory(dict)
     """Rivals that cannot take part here, and why."""
+    ours: int = 1
+    """How many of the contestants, from the first on, are held against all others."""
+    most_seconds: float = 20.0
+    """After which it stops, but not before the third round."""
+
+    @property
+    def rows(self) -> set[int]:
+        """All rows of the table of marks that it measures."""
+        return {self.row, *(mark.row for mark in self.marks if mark.row is not None)}
 
 
 @attrs.frozen
@@ -90,40 +117,51 @@ class Outcome:
     unit: str
     rounds: int
     figures: Mapping[str, Figure]
-    ratios: Mapping[str, Figure]
-    """Of the first contestant to each other one."""
+    ratios: Mapping[str, Mapping[str, Figure]]
+    """Of each of ours to each of those that come after it, and to the rivals."""
     marks: Sequence[Mark]
     missing: Mapping[str, str]
 
-    def is_met(self, mark: Mark) -> bool | None:
-        """Whether a mark is reached; None where its rival is missing."""
-        if mark.rival is None:
-            return mark.is_met_by(next(iter(self.figures.values())).median)
-        return mark.is_met_by(self.ratios[mark.rival].median) if mark.rival in self.ratios else None
+    @property
+    def rows(self) -> set[int]:
+        """See `Contest.rows`."""
+        return {self.row, *(mark.row for mark in self.marks if mark.row is not None)}
+
+    def verdicts(self) -> Iterator[Verdict]:
+        """What became of the marks: each of ours has one, where a mark names nobody."""
+        for mark in self.marks:
+            for who in self.ratios if mark.of is None else [mark.of]:
+                row = self.row if mark.row is None else mark.row
+                if mark.rival is None:
+                    number, unit = self.figures[who].median, f" {self.unit}"
+                elif mark.rival in self.figures:
+                    number, unit = self.ratios[who][mark.rival].median, ""
+                else:
+                    yield Verdict(row, self.work, who, str(mark), "", None)
+                    continue
+                measured = f"{number:.2f}" if mark.rival else short(number)
+                yield Verdict(row, self.work, who, str(mark), f"{measured}{unit}", mark.is_met_by(number))
 
 
-def run(contest: Contest, rounds: int, most_seconds: float = 30.0) -> Outcome:
-    """Let everybody do the work once to warm up, and then `rounds` times by turns.
-
-    Args:
-        contest: what is done, and by whom.
-        rounds: how often each has a turn.
-        most_seconds: stop after that long, but not before the third round.
-    """
+def run(contest: Contest, rounds: int) -> Outcome:
+    """Let everybody do the work once to warm up, and then at most `rounds` times by turns."""
     for turn in contest.contestants.values():
         turn()
     samples: dict[str, list[float]] = {name: [] for name in contest.contestants}
-    end = time.monotonic() + most_seconds
+    end = time.monotonic() + contest.most_seconds
     done = 0
     while done < rounds and (done < 3 or time.monotonic() < end):
         order = list(contest.contestants)
         for name in order if done % 2 == 0 else reversed(order):
             samples[name].append(contest.contestants[name]())
         done += 1
-    first, *others = samples
+    names = list(samples)
     ratios = {
-        other: Figure.of([ours / theirs for ours, theirs in zip(samples[first], samples[other], strict=True)])
-        for other in others
+        one: {
+            other: Figure.of([mine / theirs for mine, theirs in zip(samples[one], samples[other], strict=True)])
+            for other in names[max(index + 1, contest.ours) :] + names[:index]
+        }
+        for index, one in enumerate(names[: contest.ours])
     }
     figures = {name: Figure.of(taken) for name, taken in samples.items()}
     return Outcome(contest.row, contest.work, contest.unit, done, figures, ratios, contest.marks, contest.missing)

@@ -5,11 +5,14 @@ look like a cost that grows.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
-from benchmarks.contest import Figure, Turn, short
+from benchmarks.contest import Figure, Turn, Verdict, short
+
+_ROW = 18
+_MOST_GROWTH = 2
 
 
 @attrs.frozen
@@ -22,6 +25,11 @@ class Curve:
     points: Mapping[str, Turn]
     is_flat: bool = False
     """Whether the marks ask for a cost that does not double from the first third to the last."""
+
+    @property
+    def rows(self) -> set[int]:
+        """Its row of the table of marks, if it is in one."""
+        return {_ROW} if self.is_flat else set()
 
 
 @attrs.frozen
@@ -40,6 +48,13 @@ class Drawn:
         medians = [figure.median for figure in self.points.values()]
         third = max(1, len(medians) // 3)
         return statistics.median(medians[-third:]) / statistics.median(medians[:third])
+
+    def verdicts(self) -> Iterator[Verdict]:
+        """What became of the mark, where there is one."""
+        if self.is_flat:
+            work = f"{self.work}, against {self.against}"
+            mark = f"at most {_MOST_GROWTH} times from first to last third"
+            yield Verdict(_ROW, work, "plasmastream", mark, f"{self.growth:.2f}", self.growth <= _MOST_GROWTH)
 
     def table(self) -> str:
         """For a page."""

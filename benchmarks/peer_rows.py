@@ -1,24 +1,22 @@
-"""Rows 1 and 3 to 9: objects from one machine to another, here over the loopback interface.
+"""Rows 1 to 9: objects from one machine to another, here over the loopback interface.
 
-Two nodes of ours, each `plasmastream serve` with a store inside. The second is told by SYNC to fetch from the first, so
-that all the work is done in the two processes that users have. The rivals are in `benchmarks.rivals`:
-each has a process that sends the same bytes, and one that receives them and, unless it says otherwise, stores them.
+Two nodes of ours (`benchmarks.nodes`), and both versions of the protocol: version 2 is what users get unless they ask
+for the other, and verifies every byte, which nobody can switch off; version 1 has no checksums. The rivals are in
+`benchmarks.rivals`: each has a process that sends the same bytes, and one that receives them and, unless it says
+otherwise, stores them.
 """
 
 import contextlib
-import ipaddress
 import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import trio
-
-from benchmarks.contest import Contest, Turn, at_least, at_most
+from benchmarks.contest import Contest, Mark, Turn, at_least, at_most
+from benchmarks.nodes import Node, node
 from benchmarks.processes import (
     RIVALS_PYTHON,
     Command,
@@ -28,79 +26,23 @@ from benchmarks.processes import (
     process,
     scratch,
     wait_for_port,
-    wait_for_socket,
     why_no_apache,
 )
 from plasmastream import ObjectID
-from plasmastream.blocking import NewObject, StoreClient, open_store
-from plasmastream.peer import open_peer
-from plasmastream.wire.stream import PeerRequest, Status, TransferKind
 
-OURS = "plasmastream, version 1"
+VERSION_1, VERSION_2 = "plasmastream, version 1", "plasmastream, version 2"
+VERSIONS = {VERSION_1: 1, VERSION_2: 2}
 IPERF = "`iperf3`"
 FLOOR = "bare `sendfile` and `recv_into`"
 DISCARDING = "bare `send` and `recv_into`, nothing stored"
 FLIGHT = "Arrow Flight"
+FLIGHT_EACH = "Arrow Flight, a DoGet for each"
 GRPC = "gRPC streaming"
 
 _MEMORY = 1200 << 20
+_SOURCE_MEMORY = 4 << 30  # a server holds a quarter of it for one peer, and a GiB is fetched in one request
 _GIB = 1 << 30
-
-
-class Nodes:
-    """Two nodes; the second fetches from the first what the first was given."""
-
-    def __init__(self, ports: tuple[int, int], stores: tuple[StoreClient, StoreClient]) -> None:
-        self.ports = ports
-        self.source, self.destination = stores
-
-    def give(self, count: int, size: int) -> list[ObjectID]:
-        """Put so many objects of so many bytes into the first store."""
-        ids = [ObjectID.random() for _ in range(count)]
-        if size < 1 << 20:
-            for lease in self.source.put_many([NewObject(object_id, bytes(size)) for object_id in ids]):
-                lease.release()
-            return ids
-        data = bytes(size)
-        for object_id in ids:
-            with self.source.create(object_id, size) as unsealed:
-                unsealed.data[:] = data
-                unsealed.seal(digest=bytes(8))
-        return ids
-
-    def fetch(self, ids: Sequence[ObjectID], times: int = 1) -> list[float]:
-        """Seconds from each SYNC to its answer; what was fetched is deleted in between."""
-        return trio.run(self._fetch, ids, times)
-
-    async def _fetch(self, ids: Sequence[ObjectID], times: int) -> list[float]:
-        request = PeerRequest(TransferKind.COPY, ipaddress.ip_address("127.0.0.1"), self.ports[0], tuple(ids))
-        taken: list[float] = []
-        async with open_peer("127.0.0.1", self.ports[1]) as peer:
-            for _ in range(times):
-                start = time.perf_counter()
-                (status,) = await peer.sync([request])
-                taken.append(time.perf_counter() - start)
-                assert status == Status.SUCCESS, status
-                await trio.to_thread.run_sync(self.destination.delete, list(ids))
-        return taken
-
-
-@contextlib.contextmanager
-def nodes(here: Path, name: str, sockets: Sequence[Path] = ()) -> Iterator[Nodes]:
-    """Two nodes, with stores of their own or at the given sockets of others."""
-    with contextlib.ExitStack() as stack:
-        ports = free_port(), free_port()
-        paths = []
-        for number, port in enumerate(ports):
-            path = sockets[number] if sockets else here / f"{name}-{number}"
-            command: Command = [sys.executable, "-m", "plasmastream", "serve", "--port", str(port), "-s", path]
-            command += ["--external-store"] if sockets else ["--memory", str(_MEMORY)]
-            started = stack.enter_context(process(command))
-            wait_for_socket(path, started)
-            wait_for_port(port, started)
-            paths.append(path)
-        first, second = (stack.enter_context(open_store(path)) for path in paths)
-        yield Nodes(ports, (first, second))
+_LATENCIES = 300
 
 
 @contextlib.contextmanager
@@ -108,90 +50,102 @@ def contests() -> Iterator[Sequence[Contest]]:
     """The contests, while all nodes and rivals are up."""
     with contextlib.ExitStack() as stack:
         here = stack.enter_context(scratch())
-        ours = stack.enter_context(nodes(here, "ours"))
+        source = stack.enter_context(node(here / "source", _SOURCE_MEMORY))
+        destination = stack.enter_context(node(here / "destination", _MEMORY))
         rivals, missing = _rivals(stack)
-        streams = [name for name in (IPERF, DISCARDING, FLOOR) if name in rivals]
-        no_iperf = {IPERF: missing[IPERF]} if IPERF in missing else {}
+        streams = (IPERF, DISCARDING, FLOOR)
 
-        def against(names: Sequence[str], count: int, size: int, unit: Callable[[float], float]) -> dict[str, Turn]:
+        def contest(
+            row: int,
+            work: str,
+            count: int,
+            size: int,
+            marks: Sequence[Mark],
+            names: Sequence[str] = (),
+            *,
+            in_bytes: bool,
+            into_fresh: bool = False,
+        ) -> Contest:
+            amount = count * size / 1e9 if in_bytes else count
             ids: list[ObjectID] = []
 
-            def fetch() -> float:
+            def fetch(version: int) -> float:
                 if not ids:
-                    ours.source.evict(_MEMORY)
-                    ids.extend(ours.give(count, size))
-                return unit(ours.fetch(ids)[0])
+                    source.store.evict(_SOURCE_MEMORY)
+                    ids.extend(source.give(count, size))
+                if not into_fresh:
+                    return amount / destination.fetch(source, ids, version)[0]
+                with node(here / "fresh", _MEMORY) as fresh:
+                    return amount / fresh.fetch(source, ids, version)[0]
 
-            return {OURS: fetch} | {name: _turn(rivals[name], count, size, unit) for name in names}
+            turns: dict[str, Turn] = {name: partial(fetch, version) for name, version in VERSIONS.items()}
+            turns |= {name: _turn(rivals[name], count, size, amount) for name in names if name in rivals}
+            absent = {name: missing[name] for name in names if name in missing}
+            return Contest(row, work, "GB/s" if in_bytes else "objects/s", turns, marks, absent, ours=2)
 
-        def gigabytes(total: int) -> Callable[[float], float]:
-            return lambda seconds: total / seconds / 1e9
-
-        def objects(count: int) -> Callable[[float], float]:
-            return lambda seconds: count / seconds
-
-        grpc_and_flight = [name for name in (FLIGHT, GRPC) if name in rivals]
-        lost = {name: reason for name, reason in missing.items() if name in (FLIGHT, GRPC)}
         yield [
-            Contest(
+            contest(
                 1,
                 "COPY 1 x 1 GiB, warm",
-                "GB/s",
-                against(streams, 1, _GIB, gigabytes(_GIB)),
-                [at_least(0.9, IPERF)],
-                no_iperf,
+                1,
+                _GIB,
+                [at_least(0.9, IPERF, of=VERSION_1), at_least(0.75, IPERF, of=VERSION_2, row=2)],
+                streams,
+                in_bytes=True,
             ),
-            Contest(
-                9,
-                "COPY 1 x 1 GiB",
-                "GB/s",
-                against(grpc_and_flight, 1, _GIB, gigabytes(_GIB)),
-                [at_least(1.3, FLIGHT)],
-                lost,
-            ),
-            Contest(
+            contest(9, "COPY 1 x 1 GiB", 1, _GIB, [at_least(1.3, FLIGHT)], [FLIGHT, GRPC], in_bytes=True),
+            contest(
                 3,
                 "COPY 1 x 1 GiB into a store that has just started",
-                "GB/s",
-                {OURS: partial(_into_fresh, here)}
-                | {name: _turn(rivals[name], 1, _GIB, gigabytes(_GIB)) for name in streams},
+                1,
+                _GIB,
                 [at_least(0.5, IPERF)],
-                no_iperf,
+                streams,
+                in_bytes=True,
+                into_fresh=True,
             ),
-            Contest(
+            contest(
                 4,
                 "COPY 16 x 64 MiB",
-                "GB/s",
-                against(streams, 16, 64 << 20, gigabytes(_GIB)),
-                [at_least(0.9, IPERF)],
-                no_iperf,
+                16,
+                64 << 20,
+                [at_least(0.9, IPERF, of=VERSION_1), at_least(0.75, IPERF, of=VERSION_2)],
+                streams,
+                in_bytes=True,
             ),
-            Contest(
-                5,
-                "COPY 1,000 x 100 KiB",
-                "GB/s",
-                against(streams, 1000, 100 << 10, gigabytes(1000 * 100 << 10)),
-                [at_least(0.5, IPERF)],
-                no_iperf,
+            contest(
+                5, "COPY 1,000 x 100 KiB", 1000, 100 << 10, [at_least(0.5, IPERF)], streams, in_bytes=True
             ),
-            Contest(
-                6, "COPY 10,000 x 1 KiB", "objects/s", against([], 10_000, 1 << 10, objects(10_000)), [at_least(60_000)]
-            ),
+            contest(6, "COPY 10,000 x 1 KiB", 10_000, 1 << 10, [at_least(60_000)], in_bytes=False),
             *_between_apaches(stack, here),
+            contest(7, "COPY 65,536 x 100 B in one request", 65_536, 100, [at_least(60_000)], in_bytes=False),
             Contest(
-                7, "COPY 65,536 x 100 B", "objects/s", against([], 65_536, 100, objects(65_536)), [at_least(60_000)]
+                7,
+                "the same: memory by which the process grows at most, of the two that which grows more",
+                "MiB",
+                {name: partial(_growth, here, version) for name, version in VERSIONS.items()},
+                [at_most(64)],
+                ours=2,
             ),
             *(
-                Contest(8, f"SYNC of one object of 100 B, {name}", "ms", {OURS: partial(_latency, ours, share)}, [mark])
+                Contest(
+                    8,
+                    f"SYNC of one object of 100 B, {name}",
+                    "ms",
+                    {who: partial(_latency, source, destination, version, share) for who, version in VERSIONS.items()},
+                    [mark],
+                    ours=2,
+                )
                 for name, share, mark in (("median", 0.5, at_most(0.4)), ("99th percentile", 0.99, at_most(2.0)))
             ),
-            Contest(
+            contest(
                 9,
                 "COPY 10,000 x 1 KiB",
-                "objects/s",
-                against(grpc_and_flight, 10_000, 1 << 10, objects(10_000)),
-                [at_least(10, FLIGHT)],
-                lost,
+                10_000,
+                1 << 10,
+                [at_least(10, FLIGHT), at_least(10, FLIGHT_EACH)],
+                [FLIGHT, FLIGHT_EACH, GRPC],
+                in_bytes=False,
             ),
         ]
 
@@ -209,10 +163,13 @@ def _rivals(stack: contextlib.ExitStack) -> tuple[Mapping[str, Callable[[int, in
     ):
         if not python.exists():
             missing[name] = "`make setup-bench` has not installed it"
+            missing |= {FLIGHT_EACH: missing[name]} if name == FLIGHT else {}
             continue
         command: Command = [python, "-Wignore", "-m", f"benchmarks.rivals.{module}"]
         receiver = Worker(stack.enter_context(process(command, pipes=True)))
         found[name] = partial(receiver.do, "receive")
+        if name == FLIGHT:
+            found[FLIGHT_EACH] = partial(receiver.do, "receive_each")
     if shutil.which("iperf3") is None:
         missing[IPERF] = "it is not installed"
     else:
@@ -222,8 +179,8 @@ def _rivals(stack: contextlib.ExitStack) -> tuple[Mapping[str, Callable[[int, in
     return found, missing
 
 
-def _turn(rival: Callable[[int, int], float], count: int, size: int, unit: Callable[[float], float]) -> Turn:
-    return lambda: unit(rival(count, size))
+def _turn(rival: Callable[[int, int], float], count: int, size: int, amount: float) -> Turn:
+    return lambda: amount / rival(count, size)
 
 
 def _iperf(port: int, count: int, size: int) -> float:
@@ -233,16 +190,22 @@ def _iperf(port: int, count: int, size: int) -> float:
     return float(count * size / received["bits_per_second"] * 8)
 
 
-def _into_fresh(here: Path) -> float:
-    with nodes(here, "fresh") as fresh:
-        # The destination is as new as can be: the source was filled while both started.
-        ids = fresh.give(1, _GIB)
-        return _GIB / fresh.fetch(ids)[0] / 1e9
+def _growth(here: Path, version: int) -> float:
+    """Of nodes that have fetched nothing yet; what they know of each object in their stores is part of it."""
+    with node(here / "giving", 64 << 20) as source, node(here / "getting", 64 << 20) as destination:
+        ids = source.give(65_536, 100)
+        growth: list[float] = []
+
+        def fetch() -> None:
+            growth.append(destination.memory_growth(lambda: destination.fetch(source, ids, version)))
+
+        growth.append(source.memory_growth(fetch))
+        return max(growth)
 
 
-def _latency(ours: Nodes, share: float) -> float:
-    ids = ours.give(1, 100)
-    taken = sorted(ours.fetch(ids, 300)[20:])
+def _latency(source: Node, destination: Node, version: int, share: float) -> float:
+    ids = source.give(1, 100)
+    taken = sorted(destination.fetch(source, ids, version, _LATENCIES)[20:])
     return taken[int(share * len(taken))] * 1e3
 
 
@@ -252,6 +215,10 @@ def _between_apaches(stack: contextlib.ExitStack, here: Path) -> Sequence[Contes
         print(f"  6  {work}: not measured: {reason}")
         return []
     sockets = [stack.enter_context(apache_store(here / f"apache-{number}", 64 << 20)) for number in range(2)]
-    pair = stack.enter_context(nodes(here, "beside", sockets))
-    ids = pair.give(10_000, 1 << 10)
-    return [Contest(6, work, "objects/s", {OURS: lambda: 10_000 / pair.fetch(ids)[0]}, [mark])]
+    source, destination = (stack.enter_context(node(path, None)) for path in sockets)
+    ids = source.give(10_000, 1 << 10)
+    turns = {
+        name: partial(lambda version: 10_000 / destination.fetch(source, ids, version)[0], version)
+        for name, version in VERSIONS.items()
+    }
+    return [Contest(6, work, "objects/s", turns, [mark], ours=2)]

@@ -2,13 +2,13 @@
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from benchmarks.contest import Figure, Outcome, short
+from benchmarks.contest import Figure, Outcome, Verdict, short
 from benchmarks.curve import Drawn
 from benchmarks.machine import commit, machine, versions
 from benchmarks.processes import ROOT
@@ -20,7 +20,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 def line(outcome: Outcome) -> str:
     """One line for the terminal."""
     figures = ", ".join(f"{name} {_number(figure)}" for name, figure in outcome.figures.items())
-    ratios = "".join(f"; {_ratio(figure)} of {name}" for name, figure in outcome.ratios.items())
+    ratios = "".join(f"; {ratio}" for ratio in _ratios(outcome))
     marks = "".join(f"; {verdict}" for verdict in _verdicts(outcome))
     missing = "".join(f"; without {name}: {reason}" for name, reason in outcome.missing.items())
     return f"{outcome.row:>3}  {outcome.work}: {figures} {outcome.unit}{ratios}{marks}{missing}"
@@ -35,11 +35,15 @@ def as_json(part: str, results: Sequence[Outcome | Drawn]) -> dict[str, Any]:
         "machine": machine(),
         "versions": versions(),
         "outcomes": [
-            attrs.asdict(result) | {"met": [result.is_met(mark) for mark in result.marks]}
+            attrs.asdict(result) | {"verdicts": [attrs.asdict(verdict) for verdict in result.verdicts()]}
             for result in results
             if isinstance(result, Outcome)
         ],
-        "curves": [attrs.asdict(result) for result in results if isinstance(result, Drawn)],
+        "curves": [
+            attrs.asdict(result) | {"verdicts": [attrs.asdict(verdict) for verdict in result.verdicts()]}
+            for result in results
+            if isinstance(result, Drawn)
+        ],
     }
 
 
@@ -50,28 +54,75 @@ def table(part: str, results: Sequence[Outcome | Drawn]) -> str:
     for result in results:
         if isinstance(result, Outcome):
             figures = "<br>".join(f"{name}: {_number(f)} {result.unit}" for name, f in result.figures.items())
-            ratios = "<br>".join(f"{_ratio(f)} of {name}" for name, f in result.ratios.items())
-            rows.append(f"| {result.row} | {result.work} | {figures} | {ratios} | {'<br>'.join(_verdicts(result))} |")
+            ratios = "<br>".join(_ratios(result))
+            row = ", ".join(map(str, sorted(result.rows - {0})))
+            rows.append(f"| {row} | {result.work} | {figures} | {ratios} | {'<br>'.join(_verdicts(result))} |")
     curves = [result.table() for result in results if isinstance(result, Drawn)]
     tables = [*(["\n".join(rows)] if len(rows) > 2 else []), *curves]
     return "\n\n".join([*tables, f"Measured with {', '.join(facts)}."])
 
 
 def save(part: str, results: Sequence[Outcome | Drawn]) -> Path:
-    """Keep the results: as JSON, and in their place on the page."""
+    """Keep the results: as JSON, in their place on the page, and in the table of marks at its top."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{part}.json"
     path.write_text(json.dumps(as_json(part, results), indent=1) + "\n")
-    begin, end = f"<!-- {part} -->\n", f"<!-- end of {part} -->\n"
-    before, _, rest = PAGE.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    PAGE.write_text(f"{before}{begin}\n{table(part, results)}\n\n{end}{after}")
+    page = replace(PAGE.read_text(), part, table(part, results))
+    kept = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    PAGE.write_text(replace(page, "marks", marks(kept)))
     return path
 
 
+def replace(page: str, name: str, text: str) -> str:
+    """A page with another text in the place of that name.
+
+    Raises:
+        ValueError: it has no such place.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, begun, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not begun or not ended:
+        raise ValueError(f"there is no place for {name!r} on the page")
+    return f"{before}{begin}\n{text}\n\n{end}{after}"
+
+
+def marks(kept: Sequence[Mapping[str, Any]]) -> str:
+    """The table of all marks, from the kept results of all parts."""
+    found = [
+        (Verdict(**verdict), part["commit"])
+        for part in kept
+        for entry in (*part["outcomes"], *part["curves"])
+        for verdict in entry["verdicts"]
+    ]
+    found.sort(key=lambda entry: entry[0].row or _LAST)
+    rows = ["| # | work | whose | mark | measured | |", "|---|---|---|---|---|---|"]
+    for verdict, _ in found:
+        what = f"{verdict.row or ''} | {verdict.work} | {verdict.who} | {verdict.mark}"
+        rows.append(f"| {what} | {verdict.measured} | {_WORDS[verdict.is_met]} |")
+    commits = sorted({commit for _, commit in found})
+    return "\n".join([*rows, "", f"Measured at commit {', '.join(f'`{commit}`' for commit in commits)}."])
+
+
+_LAST = 1000
+_WORDS = {True: "reached", False: "**missed**", None: "not measured: its rival is missing"}
+
+
 def _verdicts(outcome: Outcome) -> list[str]:
-    words = {True: "reached", False: "**missed**", None: "not measured: its rival is missing"}
-    return [f"{mark}: {words[outcome.is_met(mark)]}" for mark in outcome.marks]
+    several = len(outcome.ratios) > 1
+    return [
+        f"{f'{verdict.who}: ' if several else ''}{verdict.mark}: {_WORDS[verdict.is_met]}"
+        for verdict in outcome.verdicts()
+    ]
+
+
+def _ratios(outcome: Outcome) -> list[str]:
+    several = len(outcome.ratios) > 1
+    return [
+        f"{f'{who}: ' if several else ''}{_ratio(figure)} of {name}"
+        for who, ratios in outcome.ratios.items()
+        for name, figure in ratios.items()
+    ]
 
 
 def _number(figure: Figure) -> str:

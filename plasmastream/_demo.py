@@ -3,7 +3,6 @@
 import ipaddress
 import random
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import attrs
 import trio
 
 from plasmastream._errors import PlasmastreamError
+from plasmastream._interruption import interruptible
 from plasmastream._object_id import ObjectID
 from plasmastream._progress import in_words, show_bars
 from plasmastream.peer import PeerRequest, TransferKind, open_peer, parse_address
@@ -62,28 +62,12 @@ async def run_demo(size: int, count: int) -> None:
         PlasmastreamError: a node did not start, an object did not arrive, or it took too long.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; nothing is left behind then, either.
     """
-    interrupted = False
-    work = trio.CancelScope()
-
-    async def watch(*, task_status: trio.TaskStatus[None]) -> None:
-        nonlocal interrupted
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            task_status.started()
-            async for _ in signals:
-                interrupted = True
-                work.cancel()
-
-    async with trio.open_nursery() as nursery:
-        # The watcher outlives the work and its cleaning up, in which an impatient second Ctrl-C changes nothing.
-        await nursery.start(watch)
-        with work, tempfile.TemporaryDirectory(prefix="plasmastream-") as directory:
+    async with interruptible():
+        with tempfile.TemporaryDirectory(prefix="plasmastream-") as directory:
             with trio.move_on_after(_DONE_WITHIN) as limit:
                 await _show(Path(directory), size, count)
             if limit.cancelled_caught:
                 raise PlasmastreamError(f"the demo is not done after {_DONE_WITHIN:g} s, and was ended")
-        nursery.cancel_scope.cancel()
-    if interrupted:
-        raise KeyboardInterrupt
 
 
 async def _show(directory: Path, size: int, count: int) -> None:

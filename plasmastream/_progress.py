@@ -66,3 +66,22 @@ def show_progress(label: str, objects: int) -> Iterator[Callable[[int, int], Non
             show([(arrived, received)])
 
         yield report
+
+
+@contextmanager
+def show_steps(label: str, steps: int) -> Iterator[Callable[[str, float], None]]:
+    """Show which of so many steps is being done, until the block is left.
+
+    Yields:
+        What to call with the step's name, and how many are done: parts of one count.
+    """
+    if not is_shown():
+        yield lambda step, done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=steps)
+        yield lambda step, done: progress.update(task, description=f"{label}: {step}", completed=done)

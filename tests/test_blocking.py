@@ -170,8 +170,8 @@ class InThreads:
     async def delete(self, object_ids: Sequence[ObjectID]) -> list[ErrorCode]:
         return await self._run(self.client.delete, object_ids)
 
-    async def list_objects(self) -> list[ObjectInfo]:
-        return await self._run(self.client.list_objects)
+    async def list_objects(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectInfo]:
+        return await self._run(self.client.list_objects, object_ids)
 
     async def evict(self, nbytes: int) -> int:
         return await self._run(self.client.evict, nbytes)

@@ -71,12 +71,15 @@ def put_many(count: int, size: int) -> float:
     return taken
 
 
-_large: dict[int, bytes] = {}
+_large = b""
 
 
 def put(count: int, size: int) -> float:
     """Put large objects, each of which is deleted before the next."""
-    data = _large.setdefault(size, b"\1" * size)
+    global _large
+    if len(_large) < size:
+        _large = b"\1" * size
+    data = memoryview(_large)[:size]
     taken = 0.0
     for object_id in _ids(count):
         taken += seconds(lambda: client.put(data, object_id=object_id))  # noqa: B023

@@ -17,6 +17,7 @@ from plasmastream._client._requests import (
     name_of,
     no_store_answers,
     octets,
+    those_asked_for,
     wait_in_milliseconds,
 )
 from plasmastream._client._session import Mapping, Session
@@ -49,5 +50,6 @@ __all__ = [
     "name_of",
     "no_store_answers",
     "octets",
+    "those_asked_for",
     "wait_in_milliseconds",
 ]

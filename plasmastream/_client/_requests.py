@@ -17,7 +17,7 @@ from plasmastream._errors import (
 )
 from plasmastream._object_id import ObjectID
 from plasmastream._os_errors import reason_of
-from plasmastream.wire.plasma import MAX_INSPECTED, ErrorCode, InspectReply, InspectRequest, ObjectStatus
+from plasmastream.wire.plasma import MAX_INSPECTED, ErrorCode, InspectReply, InspectRequest, ObjectInfo, ObjectStatus
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer as AnyBuffer
@@ -91,6 +91,18 @@ def no_store_answers(path: str, error: OSError) -> StoreConnectionError:
         return StoreConnectionError(f"the store at {path} cannot be asked: {reason_of(error)}")
     reason = error.strerror or error
     return StoreConnectionError(f"no store answers at {path}: {reason}; start one there, or name another socket")
+
+
+def those_asked_for(object_ids: Sequence[ObjectID] | None, listed: Sequence[ObjectInfo]) -> list[ObjectInfo]:
+    """The objects of a list that were asked for, in the order asked; all of them where none was named.
+
+    A store lists all of its objects, in any case: its protocol knows no other request.
+    """
+    check_ids(object_ids)
+    if object_ids is None:
+        return list(listed)
+    known = {info.object_id: info for info in listed}
+    return [known[object_id] for object_id in object_ids if object_id in known]
 
 
 class Inspection:

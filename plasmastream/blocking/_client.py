@@ -30,6 +30,7 @@ from plasmastream._client import (
     copy_and_digest,
     name_of,
     octets,
+    those_asked_for,
     wait_in_milliseconds,
 )
 from plasmastream._errors import StoreConnectionError, StoreError, StoreFullError
@@ -300,9 +301,13 @@ class StoreClient:
         check_ids(object_ids)
         return list(self._call(DeleteRequest(tuple(object_ids)), DeleteReply).errors) if object_ids else []
 
-    def list_objects(self) -> list[ObjectInfo]:
-        """Describe every object, also unsealed ones (whose digest is empty)."""
-        return list(self._call(ListRequest(), ListReply).objects)
+    def list_objects(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectInfo]:
+        """Describe objects, also unsealed ones (whose digest is empty): every one where none is named.
+
+        Returns:
+            Of those that are there, in the order asked, or in that of their creation.
+        """
+        return those_asked_for(object_ids, self._call(ListRequest(), ListReply).objects)
 
     def inspect(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectStatus]:
         """Tell who holds objects, and all else that is known of them: of all where none is named.

@@ -19,12 +19,13 @@ _COMMANDS = {
     "copy": "Fetch objects from another machine into the store.",
     "take": "Fetch objects from another machine, which deletes its own.",
     "sync": "Have a server fetch objects from other servers.",
+    "bench": "Measure how fast objects go to another machine and back.",
     "demo": "Move objects between two nodes on this machine.",
 }
 
 _EPILOGUE = """\
-Exit statuses: 0 done; 1 the work failed; 2 wrong usage; 3 no store or peer answers; 130 interrupted;
-141 whoever read the output is gone."""
+Exit statuses: 0 done; 1 the work failed; 2 wrong usage; 3 no store or peer answers, or not in time;
+130 interrupted; 141 whoever read the output is gone."""
 
 
 def _app(name: str, purpose: str) -> App:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from plasmastream._errors import NotSupportedError
+from plasmastream.cli._here import open_store_here
 from plasmastream.cli._run import complain
 from plasmastream.cli._status import as_dict, holder_in_words, in_time_units, info_as_dict, seconds_since, state_of
-from plasmastream.store import StoreClient, open_store
+from plasmastream.store import StoreClient
 from plasmastream.wire.plasma import ObjectInfo, ObjectStatus
 
 _Cells: TypeAlias = tuple[object, ...]
@@ -30,7 +31,7 @@ _SHORT = 6  # columns
 
 async def print_objects(path: str, *, long: bool, as_json: bool) -> None:
     """List a store's objects, oldest first; `long` with who holds them, where the store tells."""
-    async with open_store(path) as store:
+    async with open_store_here(path) as store:
         statuses = await _inspect_all(store) if long else None
         infos = await store.list_objects() if statuses is None else []
     if statuses is None:

@@ -3,15 +3,16 @@
 import os
 import stat
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 from plasmastream._errors import ObjectNotFoundError, PlasmastreamError, StoreFullError
 from plasmastream._object_id import ObjectID
+from plasmastream.cli._here import open_store_here
 from plasmastream.cli._run import ExitStatus, UsageError, complain
-from plasmastream.store import StoreClient, open_store
+from plasmastream.store import StoreClient
 from plasmastream.wire.plasma import ErrorCode
 
 STANDARD = "-"
@@ -25,10 +26,10 @@ async def put_files(names: Sequence[str], object_id: ObjectID | None, metadata: 
         PlasmastreamError: a file shrank while it was read.
     """
     check_one_id(object_id, names)
-    async with open_store(path) as store:
+    async with open_store_here(path) as store:
         for name in names:
             made = object_id or ObjectID.random()
-            with open_file(name) as file:
+            with open_file(name) as file, naming(name):
                 await _put_file(store, file, name, made, metadata)
             print(made, flush=True)
 
@@ -43,6 +44,16 @@ def check_one_id(object_id: ObjectID | None, names: Sequence[str]) -> None:
         raise UsageError(f"--id names one object, and there are {len(names)} files")
 
 
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Have what goes wrong with a file say which it is."""
+    try:
+        yield
+    except PlasmastreamError as error:
+        error.args = (f"{'standard input' if name == STANDARD else name}: {error}",)  # the same error otherwise
+        raise
+
+
 def open_file(name: str) -> AbstractContextManager[BinaryIO]:
     """Open a file to be read; `-` is standard input."""
     return nullcontext(sys.stdin.buffer) if name == STANDARD else Path(name).open("rb")
@@ -55,7 +66,7 @@ async def _put_file(store: StoreClient, file: BinaryIO, name: str, object_id: Ob
         return
     async with store.create(object_id, status.st_size, metadata) as unsealed:
         if _read_into(file, unsealed.data) < status.st_size:
-            raise PlasmastreamError(f"{name} became shorter while it was read; it was not put")
+            raise PlasmastreamError("the file became shorter while it was read; it was not put")
         await unsealed.seal()
 
 
@@ -69,7 +80,7 @@ async def get_object(object_id: ObjectID, output: str, timeout: float, path: str
     Raises:
         ObjectNotFoundError: it is not there within `timeout` seconds.
     """
-    async with open_store(path) as store:
+    async with open_store_here(path) as store:
         (lease,) = await store.get([object_id], timeout=timeout)
         if lease is None and await store.contains([object_id]) == [True]:
             raise StoreFullError(f"object {object_id} is on disk, and finds no room in memory: all of it is in use")
@@ -98,7 +109,7 @@ async def remove_objects(object_ids: Sequence[ObjectID], path: str) -> int:
     Returns:
         The exit status: FAILED where an object was not there.
     """
-    async with open_store(path) as store:
+    async with open_store_here(path) as store:
         codes = await store.delete(object_ids)
     status = ExitStatus.DONE
     for object_id, code in zip(object_ids, codes, strict=True):

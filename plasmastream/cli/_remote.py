@@ -1,7 +1,6 @@
 """A peer's objects, for a machine without a store: what `put --to`, `get --from`, `ls --at`, `stat --at` do."""
 
 import math
-import mmap
 import os
 import stat
 from collections.abc import Sequence
@@ -13,13 +12,14 @@ from plasmastream._errors import ObjectNotFoundError, PeerError
 from plasmastream._object_id import ObjectID
 from plasmastream._progress import show_progress
 from plasmastream.cli._listing import print_infos
-from plasmastream.cli._objects import STANDARD, check_one_id, open_file, write_output
+from plasmastream.cli._objects import STANDARD, check_one_id, naming, open_file, write_output
 from plasmastream.cli._peer import asking, check_outcomes
 from plasmastream.cli._run import ExitStatus, complain
 from plasmastream.cli._status import print_info
 from plasmastream.cli._types import Address
-from plasmastream.peer import Outcome, PeerClient, TransferKind
-from plasmastream.store import Buffer, EmbeddedStore, NewObject
+from plasmastream.cli._waits import Watch, watching
+from plasmastream.peer import NewFile, Outcome, PeerClient, TransferKind
+from plasmastream.store import EmbeddedStore, NewObject
 from plasmastream.wire.plasma import ObjectInfo
 
 
@@ -35,33 +35,36 @@ async def put_files_there(names: Sequence[str], object_id: ObjectID | None, meta
     """
     check_one_id(object_id, names)
     worst = int(ExitStatus.DONE)
-    async with asking(server) as peer:
+    async with asking(server) as peer, watching(server) as watch:
         with show_progress(f"PUT to {server.host}", len(names)) as show:
+
+            def report(_: int, nbytes: int) -> None:
+                watch.moved()
+                show(0, nbytes)
+
             for name in names:
                 made = object_id or ObjectID.random()
-                with open_file(name) as file:
-                    results = await peer.put(
-                        [NewObject(made, _content(file, name), metadata)],
-                        on_progress=lambda _, nbytes: show(0, nbytes),
-                    )
-                status = check_outcomes(f"{server}: {name}", results)
+                with open_file(name) as file, naming(name):
+                    new = _new_object(made, file, name, metadata)
+                    (result,) = await peer.put([new], on_progress=report)
+                    was_there = object_id is not None and result.outcome == Outcome.PRESENT
+                    if was_there:
+                        result = await peer.compare(new)
+                    status = check_outcomes(f"{server}: {name}", [result])
                 worst = max(worst, status)
                 if status == ExitStatus.DONE:
                     show(1, 0)
                     print(made, flush=True)
-                if object_id is not None and results[0].outcome == Outcome.PRESENT:
-                    complain("plasmastream", f"object {made} was there already, and was not compared with {name}")
+                    if was_there:
+                        complain("plasmastream", f"object {made} was there already, the same as {name}")
     return worst
 
 
-def _content(file: BinaryIO, name: str) -> Buffer:
-    """The bytes of a file: mapped for as long as anybody looks, where it is a regular one; else read to its end."""
+def _new_object(object_id: ObjectID, file: BinaryIO, name: str, metadata: bytes) -> NewObject | NewFile:
     status = os.fstat(file.fileno())
-    if name == STANDARD or not stat.S_ISREG(status.st_mode):
-        return file.read()
-    if not status.st_size:
-        return b""  # which cannot be mapped
-    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if name == STANDARD or not stat.S_ISREG(status.st_mode):  # its size shows at its end
+        return NewObject(object_id, file.read(), metadata)
+    return NewFile(object_id, file.fileno(), status.st_size, metadata)
 
 
 async def get_object_from(object_id: ObjectID, output: str, timeout: float | None, server: Address) -> int:
@@ -79,18 +82,23 @@ async def get_object_from(object_id: ObjectID, output: str, timeout: float | Non
         PlasmastreamError: the peer speaks version 1 alone.
     """
     with trio.move_on_after(math.inf if timeout is None else timeout):
-        async with asking(server) as peer:
+        async with asking(server) as peer, watching(server) as watch:
             info = await _describe(peer, object_id)
             size = max(1, info.data_size + info.metadata_size)
             # Reserving takes a fifth of a second and more per GiB; a signal need not wait for it.
             with await trio.to_thread.run_sync(EmbeddedStore, size, abandon_on_cancel=True) as store:
-                return await _copy_to(output, peer, object_id, store)
+                return await _copy_to(output, peer, object_id, store, watch)
     raise PeerError(f"{server} did not send object {object_id} within {timeout:g} s")
 
 
-async def _copy_to(output: str, peer: PeerClient, object_id: ObjectID, store: EmbeddedStore) -> int:
+async def _copy_to(output: str, peer: PeerClient, object_id: ObjectID, store: EmbeddedStore, watch: Watch) -> int:
     with show_progress(f"COPY from {peer.host}", 1) as show:
-        status = check_outcomes(peer, await peer.fetch(TransferKind.COPY, [object_id], store, on_progress=show))
+
+        def report(objects: int, nbytes: int) -> None:
+            watch.moved()
+            show(objects, nbytes)
+
+        status = check_outcomes(peer, await peer.fetch(TransferKind.COPY, [object_id], store, on_progress=report))
     (lease,) = await store.get([object_id])
     if lease is not None:
         with lease:
@@ -105,7 +113,7 @@ async def print_objects_at(server: Address, *, as_json: bool) -> None:
         PeerError: it does not answer.
         PlasmastreamError: it speaks version 1 alone.
     """
-    async with asking(server) as peer:
+    async with asking(server) as peer, watching(server):
         infos = await peer.list_objects()
     print_infos(infos, as_json=as_json)
 
@@ -118,7 +126,7 @@ async def print_status_at(object_id: ObjectID, server: Address, *, as_json: bool
         PeerError: it does not answer.
         PlasmastreamError: it speaks version 1 alone.
     """
-    async with asking(server) as peer:
+    async with asking(server) as peer, watching(server):
         info = await _describe(peer, object_id)
     print_info(info, as_json=as_json)
 

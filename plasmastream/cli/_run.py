@@ -26,6 +26,7 @@ class ExitStatus(IntEnum):
     FAILED = 1
     WRONG_USAGE = 2
     NOBODY_ANSWERS = 3
+    """Nobody said no: the same may go well another time."""
     INTERRUPTED = 130
     """As a shell reports a process that SIGINT ended."""
     OUTPUT_CLOSED = 141

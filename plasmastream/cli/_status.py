@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 
 from plasmastream._errors import ObjectNotFoundError
 from plasmastream._object_id import ObjectID
+from plasmastream.cli._here import open_store_here
 from plasmastream.cli._run import printable
-from plasmastream.store import open_store
 from plasmastream.wire.plasma import ObjectHolder, ObjectInfo, ObjectStatus, ObjectUser
 
 _MANY = 10_000  # as far as our store counts what is evicted before an object
@@ -23,7 +23,7 @@ async def print_status(object_id: ObjectID, path: str, *, as_json: bool) -> None
         ObjectNotFoundError: it is not in the store.
         NotSupportedError: the store does not tell.
     """
-    async with open_store(path) as store:
+    async with open_store_here(path) as store:
         found = await store.inspect([object_id])
     if not found:
         raise ObjectNotFoundError(f"object {object_id} is not in the store")

@@ -12,9 +12,10 @@ import trio
 from plasmastream._errors import PeerError, PlasmastreamError
 from plasmastream._object_id import ObjectID
 from plasmastream._progress import show_bars
-from plasmastream.cli._peer import connected_to, in_lines
+from plasmastream.cli._peer import connected_to, exit_status, in_lines
 from plasmastream.cli._run import ExitStatus, UsageError, complain
 from plasmastream.cli._types import Address, read_address
+from plasmastream.cli._waits import watching
 from plasmastream.peer import PeerClient, PeerRequest, Status, TransferKind, describe_status, open_peer
 
 _GRAMMAR = "a request is written as COPY|TAKE HOST:PORT ID [ID...]"
@@ -27,10 +28,17 @@ class Request:
     kind: TransferKind
     source: Address
     object_ids: tuple[ObjectID, ...]
+    line: int | None = None
+    """Which line of standard input it is of, counted from 1."""
 
     def __str__(self) -> str:
         count = len(self.object_ids)
-        return f"{self.kind.name} {self.source}, {count:,} object{'s' if count > 1 else ''}"
+        return f"{self.where}{self.kind.name} {self.source}, {count:,} object{'s' if count > 1 else ''}"
+
+    @property
+    def where(self) -> str:
+        """What messages about it begin with."""
+        return "" if self.line is None else f"line {self.line:,}: "
 
 
 def read_requests(words: Iterable[str]) -> list[Request]:
@@ -72,9 +80,9 @@ def read_lines(lines: Iterable[str]) -> list[Request]:
         words = line.split()
         if words and not words[0].startswith("#"):
             try:
-                requests += read_requests(words)
+                requests += [attrs.evolve(request, line=number) for request in read_requests(words)]
             except UsageError as error:
-                raise UsageError(f"line {number}: {error}") from None
+                raise UsageError(f"line {number:,}: {error}") from None
     return requests
 
 
@@ -91,7 +99,7 @@ async def resolve(request: Request) -> PeerRequest:
         found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no host can have this name"
-        raise PeerError(f"{host} is not a host that is known here: {reason}") from error
+        raise PeerError(f"{request.where}{host} is not a host that is known here: {reason}") from error
     first = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     address = ipaddress.ip_address(str(first[4][0]).partition("%")[0])
     return PeerRequest(request.kind, address, port, request.object_ids)
@@ -111,10 +119,11 @@ async def sync_all(
     Prints a line with the outcome of each, and one for each object that failed; shows on a terminal how far they are.
 
     Returns:
-        The exit status: FAILED where an object did.
+        The exit status.
 
     Raises:
         UsageError: a request makes no sense, or there is none.
+        PeerError: the server does not answer.
     """
     if not words and sys.stdin.isatty():
         complain("plasmastream", f"reading requests, one a line until Ctrl-D; {_GRAMMAR}")
@@ -123,20 +132,24 @@ async def sync_all(
         raise UsageError(f"nothing was asked for; {_GRAMMAR}")
     peer_requests = [await resolve(request) for request in requests]
     bars = [(f"{request.kind.name} {request.source}", len(request.object_ids)) for request in requests]
-    async with connected_to(server, timeout) as peer:
+    async with connected_to(server, timeout) as peer, watching(server) as watch:
         with show_bars(bars) as show:
+
+            def report(amounts: Sequence[tuple[int, int]]) -> None:
+                watch.reached(amounts)
+                show(amounts)
+
             outcomes = await peer.sync_each(
                 peer_requests,
                 timeout=timeout,
                 detach=detach,
                 max_bytes=max_bytes or 0,
                 compression=compression,
-                on_progress=show,
+                on_progress=report,
             )
     for request, results in zip(requests, outcomes, strict=True):
-        print(*in_lines(str(request), results), sep="\n")
-    all_went_well = all(result.is_success for results in outcomes for result in results)
-    return ExitStatus.DONE if all_went_well else ExitStatus.FAILED
+        print(*in_lines(str(request), request.kind, results), sep="\n")
+    return exit_status([result for results in outcomes for result in results])
 
 
 async def sync_line_by_line(program: str, server: Address) -> int:

@@ -20,7 +20,7 @@ async def copy(
 ) -> int:
     """Fetch objects from another machine into the store, each with an outcome of its own.
 
-    Each that fails has a line on standard error. What is there already counts as fetched.
+    Each that fails has a line on standard error. What is there already is neither fetched again nor compared.
 
     Parameters
     ----------
@@ -29,7 +29,8 @@ async def copy(
     object_ids
         Which objects.
     timeout
-        How long all of it may take, in seconds; without it, as long as something moves.
+        How long all of it may take, in seconds, and a peer that cannot be reached is tried again; without it, as long
+        as something moves.
     compression
         What the objects are compressed with on their way, where the server knows it too; nothing, unless given.
     plasma_socket

@@ -31,7 +31,8 @@ async def put(
     plasma_socket
         The store's Unix socket.
     to
-        The server whose store gets them; none is needed here then. A file must not be cut short meanwhile.
+        The server whose store gets them; none is needed here then. What is there already under the id is left alone:
+        it is an error where it differs, and said otherwise.
     """
     if to is not None:
         from plasmastream.cli._remote import put_files_there

@@ -32,7 +32,8 @@ async def sync(
     server
         The server that fetches, as HOST:PORT.
     timeout
-        How long all of it may take, in seconds; without it, as long as something moves.
+        How long all of it may take, in seconds, and a peer that cannot be reached is tried again; without it, as long
+        as something moves.
     detach
         Have the server go on, should this command end first, by Ctrl-C for instance; it stops otherwise.
     max_bytes

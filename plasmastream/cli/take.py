@@ -30,7 +30,8 @@ async def take(
     object_ids
         Which objects.
     timeout
-        How long all of it may take, in seconds; without it, as long as something moves.
+        How long all of it may take, in seconds, and a peer that cannot be reached is tried again; without it, as long
+        as something moves.
     compression
         What the objects are compressed with on their way, where the server knows it too; nothing, unless given.
     plasma_socket

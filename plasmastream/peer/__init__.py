@@ -1,15 +1,17 @@
 """Between machines: the server beside each store, and its clients."""
 
 from plasmastream.peer._client import PeerClient, open_peer
+from plasmastream.peer._contents import NewFile
 from plasmastream.peer._fetch import Report as Progress
 from plasmastream.peer._lanes import OldPeerError
-from plasmastream.peer._results import IncompleteError, RefusedError, Result
+from plasmastream.peer._results import IncompleteError, RefusedError, Result, check_results
 from plasmastream.peer._server import DEFAULT_MAX_CONNECTIONS, PeerServer
 from plasmastream.peer._sync_client import SyncProgress
 from plasmastream.peer._timeouts import PeerTimeouts, ServerTimeouts
 from plasmastream.peer._transport import (
     DEFAULT_PORT,
     Connect,
+    Excuse,
     PeerStalledError,
     Transport,
     UnreachableError,
@@ -23,9 +25,11 @@ __all__ = [
     "DEFAULT_MAX_CONNECTIONS",
     "DEFAULT_PORT",
     "Connect",
+    "Excuse",
     "IncompleteError",
     "Limits",
     "Limits2",
+    "NewFile",
     "OldPeerError",
     "Outcome",
     "PeerClient",
@@ -42,6 +46,7 @@ __all__ = [
     "TransferKind",
     "Transport",
     "UnreachableError",
+    "check_results",
     "describe_outcome",
     "describe_status",
     "open_peer",

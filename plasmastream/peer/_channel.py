@@ -7,7 +7,7 @@ import anyio.lowlevel
 
 from plasmastream._errors import PeerError, RemoteProtocolError
 from plasmastream.peer._results import RefusedError
-from plasmastream.peer._transport import PeerStalledError, Transport
+from plasmastream.peer._transport import Excuse, PeerStalledError, Transport
 from plasmastream.wire.stream.v2 import (
     IDLE,
     NEED_DATA,
@@ -54,8 +54,8 @@ class Channel:
         self.connection.send(message)
         await self.flush()
 
-    async def flush(self) -> None:
-        """Send what is queued.
+    async def flush(self, excuse: Excuse | None = None) -> None:
+        """Send what is queued; there may be an excuse where the other side takes too little.
 
         Raises:
             PeerStalledError: the other side takes too little.
@@ -63,7 +63,8 @@ class Channel:
         """
         pieces = self.connection.data_to_send()
         patience = self.patience
-        await self.transport.send(pieces, timeout=patience.stall, at_least=int(patience.rate * patience.stall))
+        at_least = int(patience.rate * patience.stall)
+        await self.transport.send(pieces, timeout=patience.stall, at_least=at_least, excuse=excuse)
         self.connection.sent(anyio.current_time())
 
     async def next_event(self) -> AnyEvent:

@@ -7,6 +7,8 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
+from types import TracebackType
+from typing import Self
 
 import anyio
 
@@ -14,11 +16,13 @@ from plasmastream import __version__
 from plasmastream._errors import LocalProtocolError, PeerError, RemoteProtocolError, StoreError, TransferError
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._budget import Budget
+from plasmastream.peer._comparison import Comparison
+from plasmastream.peer._contents import NewFile, content_of
 from plasmastream.peer._fetch import Fetch, Report, Turn
 from plasmastream.peer._lanes import Introduction, Lane, Lanes, OldPeerError
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._put_client import Upload
-from plasmastream.peer._results import Result, check_results, outcome_of, status_of
+from plasmastream.peer._results import Result, check_results, naming_objects, outcome_of, status_of
 from plasmastream.peer._sync_client import SyncCall, SyncProgress
 from plasmastream.peer._timeouts import PeerTimeouts
 from plasmastream.peer._transport import DEFAULT_PORT, Connect, connect, format_address
@@ -53,7 +57,8 @@ def make_hello(limits: Limits) -> Hello:
 class PeerClient:
     """A client of the plasmastream server at `host` and `port`. Any number of requests may run at once.
 
-    It connects when it has to, and keeps a few connections. Use `open_peer`, or call `aclose` in the end.
+    It connects when it has to, and keeps a few connections, which the end of an `async with` block closes, and `aclose`
+    does. Until then it belongs to the thread that first used it. `open_peer` makes one that is connected.
 
     Args:
         host: a name, or an IPv4 or IPv6 address.
@@ -193,13 +198,16 @@ class PeerClient:
 
     async def put(
         self,
-        objects: Sequence[NewObject],
+        objects: Sequence[NewObject | NewFile],
         *,
         timeout: float | None = None,
         compression: str | None = None,
         on_progress: Report | None = None,
     ) -> list[Result]:
-        """Put objects from this process's memory into the peer's store, each with an outcome of its own.
+        """Put objects from memory, or from files, into the peer's store, each with an outcome of its own.
+
+        What is there already is not put: it is PRESENT where its sizes are the same, without a look at its contents
+        (see `compare`), and DIFFERENT otherwise.
 
         Args:
             objects: what to put, all of different ids; nothing of it may change meanwhile.
@@ -210,6 +218,7 @@ class PeerClient:
         Raises:
             LocalProtocolError: an object is named twice, or the compression is not known here.
             PeerError: the peer speaks version 1 alone.
+            PlasmastreamError: a file became shorter.
         """
         _check_distinct([new.object_id for new in objects])
         upload = Upload(
@@ -222,6 +231,22 @@ class PeerClient:
         )
         return await upload.run()
 
+    async def compare(self, new: NewObject | NewFile) -> Result:
+        """See whether the peer's store has the same bytes under an id; of a large object, only checksums travel.
+
+        Returns:
+            PRESENT where all is the same, DIFFERENT, or why nobody can tell: NOT_FOUND, BEING_TAKEN and others.
+
+        Raises:
+            PeerError: the peer cannot be reached, broke off, or speaks version 1 alone.
+            RemoteProtocolError: it broke the protocol.
+            PlasmastreamError: a file became shorter.
+        """
+        with naming_objects([new.object_id]):
+            async with self._lanes.channel(Lane.LARGE) as channel:
+                persistence = Persistence(self._timeouts.retry, None)
+                return await Comparison(channel, new.object_id, content_of(new), persistence).run()
+
     async def stat(self, object_ids: Sequence[ObjectID]) -> list[ObjectInfo]:
         """Describe objects of the peer's store; those that are not there are left out.
 
@@ -230,8 +255,9 @@ class PeerClient:
             RemoteProtocolError: it broke the protocol.
         """
         found: list[ObjectInfo] = []
-        for first in range(0, len(object_ids), self._limits.max_objects):
-            found += await self._list(Stat(tuple(object_ids[first : first + self._limits.max_objects])))
+        with naming_objects(object_ids):
+            for first in range(0, len(object_ids), self._limits.max_objects):
+                found += await self._list(Stat(tuple(object_ids[first : first + self._limits.max_objects])))
         return found
 
     async def list_objects(self) -> list[ObjectInfo]:
@@ -267,11 +293,12 @@ class PeerClient:
             RemoteProtocolError: it broke the protocol.
         """
         call = SyncCall(peer_requests, timeout, detach, max_bytes, encoding_of(compression), on_progress)
-        try:
-            return await self._sync(call)
-        except OldPeerError:
-            statuses = await self._version1.sync(peer_requests, timeout=timeout)
-            return tuple(map(_results_of_version_1, peer_requests, statuses))
+        with naming_objects(_ids_of(peer_requests)):
+            try:
+                return await self._sync(call)
+            except OldPeerError:
+                statuses = await self._version1.sync(peer_requests, timeout=timeout)
+                return tuple(map(_results_of_version_1, peer_requests, statuses))
 
     async def _sync(self, call: SyncCall) -> tuple[tuple[Result, ...], ...]:
         if self._version == 1:
@@ -284,10 +311,11 @@ class PeerClient:
         Returns:
             A status byte for each peer request, in order: see `plasmastream.wire.stream.Status`.
         """
-        try:
-            return tuple(map(status_of, await self._sync(SyncCall(peer_requests, timeout))))
-        except OldPeerError:
-            return await self._version1.sync(peer_requests, timeout=timeout)
+        with naming_objects(_ids_of(peer_requests)):
+            try:
+                return tuple(map(status_of, await self._sync(SyncCall(peer_requests, timeout))))
+            except OldPeerError:
+                return await self._version1.sync(peer_requests, timeout=timeout)
 
     async def connect(self) -> None:
         """Make sure that the peer can be reached.
@@ -307,6 +335,14 @@ class PeerClient:
         """Close the connections. May be called again; the client may go on to be used."""
         self._lanes.close_idle()
         await self._version1.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
     def close_idle(self) -> None:
         """Close connections that no request is using."""
@@ -362,12 +398,13 @@ async def open_peer(
     Raises:
         PeerError: the server cannot be reached.
     """
-    client = PeerClient(host, port, timeouts=timeouts, limits=limits, version=version)
-    try:
+    async with PeerClient(host, port, timeouts=timeouts, limits=limits, version=version) as client:
         await client.connect()
         yield client
-    finally:
-        await client.aclose()
+
+
+def _ids_of(peer_requests: Sequence[PeerRequest]) -> list[ObjectID]:
+    return [object_id for request in peer_requests for object_id in request.object_ids]
 
 
 def _check_distinct(object_ids: Sequence[ObjectID]) -> None:

@@ -17,7 +17,6 @@ import anyio.lowlevel
 from xxhash import xxh3_64_intdigest
 
 from plasmastream._errors import (
-    NotSupportedError,
     PeerError,
     PlasmastreamError,
     ProtocolError,
@@ -30,10 +29,10 @@ from plasmastream.peer._channel import ClientChannel
 from plasmastream.peer._incoming import Incoming, Ranges, outcome_of_failed_put, put_small
 from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
 from plasmastream.peer._persistence import Persistence
+from plasmastream.peer._reliance import doubts
 from plasmastream.peer._results import RefusedError, Result, outcome_of
 from plasmastream.peer._wanted import Piece, Wanted, piece_of, shares
 from plasmastream.store._object_store import NewObject, ObjectStore
-from plasmastream.wire.plasma import ObjectStatus
 from plasmastream.wire.stream.v2 import (
     TOKEN_SIZE,
     ChunkEnded,
@@ -67,8 +66,6 @@ _OPEN_AT_ONCE = 4096
 _ATTEMPTS = 3
 _SHARE = 64 << 20  # bytes of a READ, so that several connections share a large object
 _CLOSE_WITHIN, _ABANDON_WITHIN = 5.0, 1.0
-_MOST_TIMES_HELD = 5
-_WAS_HERE = "both have it: it was here already"
 
 
 class Fetch:
@@ -197,6 +194,8 @@ class Fetch:
                 return False
         if self._moved and failure is None:
             return True
+        if failure is None:
+            self._persistence.hindered(str(Result(left[0].object_id, *left[0].obstacle)))
         retry_after = failure.retry_after if isinstance(failure, RefusedError) else 0.0
         if await self._persistence.pause(retry_after):
             return True
@@ -533,37 +532,12 @@ class Fetch:
                             self._hinder(wanted, event.outcome, event.reason)
 
     async def _reliable(self, sealed: Sequence[Wanted]) -> list[Wanted]:
-        """Those whose copy here is a reason to delete the source's: it will stay, as far as anybody can tell.
-
-        That is so of what this fetch has sealed itself. What was here before may be what another TAKE is about to
-        delete, because it relies on the very copy that we would have deleted. Such a TAKE holds it as long as that is
-        so; and what somebody has deleted, and others still hold, goes when they let go.
-        """
+        """Those whose copy here is a reason to delete the source's."""
         present = [wanted for wanted in sealed if wanted.was_present]
         if present:
-            try:
-                found = await self._store.inspect([wanted.object_id for wanted in present])
-            except NotSupportedError:
-                reason = f"{_WAS_HERE}, and the store cannot tell whether it stays"
-                for wanted in present:
-                    self._finish(wanted, Outcome.NOT_DROPPED, reason)
-                found = []
-            known = {status.object_id: status for status in found}
-            for wanted in present:
-                if wanted.result is None:
-                    self._judge(wanted, known.get(wanted.object_id))
+            for wanted, outcome, reason in await doubts(present, self._store, self._is_claimed):
+                self._hinder(wanted, outcome, reason)
         return [wanted for wanted in sealed if wanted.result is None and wanted.object_id not in self._hindered]
-
-    def _judge(self, wanted: Wanted, status: ObjectStatus | None) -> None:
-        if status is None or status.delete_when_released:
-            self._finish(wanted, Outcome.NOT_DROPPED, f"{_WAS_HERE}, and is about to be deleted here")
-        elif status.holder_count > 1 or self._is_claimed(wanted.object_id):
-            wanted.times_held += 1
-            reason = f"{_WAS_HERE}, and others hold it: one of them may be taking it"
-            if wanted.times_held >= _MOST_TIMES_HELD:
-                self._finish(wanted, Outcome.NOT_DROPPED, reason)
-            else:
-                self._hinder(wanted, Outcome.BEING_TAKEN, reason)
 
     async def _close_finished(self) -> None:
         """Have the source let go of what is done with, where more is to come; in the end all of it is."""

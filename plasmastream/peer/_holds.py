@@ -15,6 +15,7 @@ import trio
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._channel import Channel
 from plasmastream.peer._incoming import Incoming
+from plasmastream.peer._turns import parts
 from plasmastream.store._object_store import Lease
 
 _MOST_TOKENS = 64
@@ -154,10 +155,11 @@ class Holds:
 
     async def supersede(self, hold: Hold, object_ids: Iterable[ObjectID]) -> None:
         """Let go of what this peer has begun to put under tokens that it has left behind, and now puts anew."""
-        for object_id in object_ids:
-            for other in self._left_behind(hold.peer):
-                incoming = other.incoming.get(object_id)
-                if incoming is not None and other is not hold:
+        wanted = frozenset(object_ids)
+        for other in self._left_behind(hold.peer):
+            for object_id in wanted.intersection(other.incoming):
+                incoming = other.incoming.get(object_id)  # perhaps gone meanwhile, or in use again
+                if incoming is not None and other is not hold and other.unused is not None:
                     self.forget_incoming(other, incoming)
                     await incoming.abort()
 
@@ -191,15 +193,22 @@ class Holds:
 
     def let_go(self, hold: Hold, object_ids: Iterable[ObjectID]) -> None:
         """Let go of objects, and of claims to them."""
+        for lease in self._forget_leases(hold, object_ids):
+            lease.release()
+
+    def _forget_leases(self, hold: Hold, object_ids: Iterable[ObjectID]) -> list[Lease]:
+        """Forget objects, and claims to them, at once; returns the leases, which nobody else will release."""
+        forgotten: list[Lease] = []
         for object_id in object_ids:
             lease = hold.leases.pop(object_id, None)
             if lease is not None:
                 self._forget(hold.peer, lease.size)
                 hold.handles.pop(hold.handle_of.pop(object_id))
-                lease.release()
+                forgotten.append(lease)
             if object_id in hold.claimed:
                 hold.claimed.discard(object_id)
                 del self._claims[object_id]
+        return forgotten
 
     def _forget(self, peer: str, nbytes: int) -> None:
         self._objects[peer] -= 1
@@ -210,7 +219,7 @@ class Holds:
     @asynccontextmanager
     async def put_by(self, hold: Hold, channel: Channel) -> AsyncIterator[None]:
         """Let a connection write to what a token is putting, and no other one: one that did so before is broken off."""
-        await self._end_putting(hold)
+        await self.end_putting(hold)
         hold.putting = putting = Putting(channel)
         try:
             yield
@@ -218,7 +227,7 @@ class Holds:
             hold.putting = None
             putting.over.set()
 
-    async def _end_putting(self, hold: Hold) -> None:
+    async def end_putting(self, hold: Hold) -> None:
         """Break off the connection that writes to what a token is putting: no view of it may outlive what follows."""
         while (putting := hold.putting) is not None:
             putting.channel.abort()
@@ -228,13 +237,18 @@ class Holds:
 
     async def release(self, hold: Hold) -> None:
         """Let go of all that a token holds, and forget it."""
-        await self._end_putting(hold)
-        self.let_go(hold, [*hold.leases, *hold.claimed])
+        await self.end_putting(hold)
+        # All at once: a connection that comes meanwhile must find none of it.
+        leases = self._forget_leases(hold, (*hold.leases, *hold.claimed))
         hold.dropped.clear()
         doomed = tuple(hold.incoming.values())
-        for incoming in doomed:  # all at once: a connection that comes meanwhile must find none of them
+        for incoming in doomed:
             self.forget_incoming(hold, incoming)
         with trio.CancelScope(shield=True):
+            for part in parts(leases):
+                for lease in part:
+                    lease.release()
+                await trio.lowlevel.checkpoint()
             for incoming in doomed:
                 await incoming.abort()
         self.forget_if_empty(hold)

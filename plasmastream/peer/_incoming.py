@@ -10,9 +10,13 @@ from xxhash import xxh3_64_intdigest
 from plasmastream._errors import ObjectExistsError, StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._results import outcome_of
+from plasmastream.peer._turns import parts
 from plasmastream.store._object_store import Lease, NewObject, ObjectStore, UnsealedObject
 from plasmastream.wire.plasma import NO_DIGEST
 from plasmastream.wire.stream.v2 import Outcome
+
+_PUT_AT_ONCE = 128
+"""Small objects that a store takes before it has its next turn."""
 
 
 class Ranges:
@@ -78,7 +82,7 @@ class Incoming:
         """What has not been verified yet."""
         self._unsealed: UnsealedObject | None = None
         self._stack = AsyncExitStack()
-        self._beginning = anyio.Lock()
+        self._beginning = anyio.Lock(fast_acquire=True)
 
     @property
     def size(self) -> int:
@@ -164,6 +168,18 @@ async def put_small(
     Returns:
         For each: a lease if it is sealed now or was there already (DONE, PRESENT); the outcome; a reason.
     """
+    found: list[tuple[Lease | None, Outcome, str]] = []
+    for part in parts(objects, _PUT_AT_ONCE):
+        outcomes = await _put_small(store, part, timeout)
+        if any(outcome is Outcome.NO_ROOM for _, outcome, _ in outcomes):
+            timeout = 0.0  # one has waited for all
+        found += outcomes
+    return found
+
+
+async def _put_small(
+    store: ObjectStore, objects: Sequence[NewObject], timeout: float
+) -> list[tuple[Lease | None, Outcome, str]]:
     try:
         return [(lease, Outcome.DONE, "") for lease in await store.put_many(objects, timeout=timeout)]
     except StoreError as error:

@@ -6,6 +6,7 @@ in order. Which version the peer speaks is found out here, by the first connecti
 
 import logging
 import math
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import Enum
@@ -13,7 +14,7 @@ from enum import Enum
 import anyio
 import attrs
 
-from plasmastream._errors import PeerError
+from plasmastream._errors import LocalProtocolError, PeerError
 from plasmastream.peer._channel import ClientChannel, NoAnswerError
 from plasmastream.peer._results import RefusedError
 from plasmastream.peer._transport import Connect, PeerStalledError, UnreachableError, format_address
@@ -64,10 +65,11 @@ class Lanes:
         self._port = port
         self._connect = connect
         self._introduction = introduction
-        self._slots = {lane: anyio.Semaphore(lane.value) for lane in Lane}
+        self._slots = {lane: anyio.Semaphore(lane.value, fast_acquire=True) for lane in Lane}
         self._idle: dict[Lane, list[ClientChannel]] = {lane: [] for lane in Lane}
         self._in_use: set[ClientChannel] = set()
         self._is_closed = False
+        self._thread: int | None = None
         self._has_spoken_version_2 = False
         self._silences = 0
         self._version_1_until = -math.inf
@@ -92,11 +94,13 @@ class Lanes:
         """A connection for one request after the other; it is broken off when the block ends within one.
 
         Raises:
+            LocalProtocolError: another thread uses them.
             OldPeerError: the peer speaks version 1 alone.
             UnreachableError: nobody answers there.
             RefusedError: the peer has no place for one more.
             PeerError: the connection broke.
         """
+        self._check_thread()
         async with self._slots[lane]:
             channel = self._reuse(lane) or await self._open()
             self._in_use.add(channel)
@@ -115,6 +119,7 @@ class Lanes:
     def close(self) -> None:
         """Close all connections that no request is using; the others close when it ends."""
         self._is_closed = True
+        self._thread = None
         for idle in self._idle.values():
             while idle:
                 idle.pop().close()
@@ -123,6 +128,12 @@ class Lanes:
         """Close all connections that no request is using."""
         self.close()
         self._is_closed = False
+
+    def _check_thread(self) -> None:
+        thread = threading.get_ident()
+        if self._thread not in (None, thread):
+            raise LocalProtocolError(f"the client of {self} belongs to another thread: make another one")
+        self._thread = thread
 
     def _reuse(self, lane: Lane) -> ClientChannel | None:
         idle = self._idle[lane]

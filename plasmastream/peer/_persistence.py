@@ -36,12 +36,15 @@ class Persistence:
         self._wait = _FIRST_WAIT
         self.has_progressed = False
         self._farthest = 0
+        self._obstacle = ""
+        self._told = ""
 
     def progressed(self) -> None:
         """Say that something has been achieved."""
         self.has_progressed = True
         self._since = anyio.current_time()
         self._wait = _FIRST_WAIT
+        self._obstacle = self._told = ""
 
     def reached(self, amount: int) -> None:
         """Say how far it has come. Only what is farther than ever before is progress, not the same again."""
@@ -50,8 +53,14 @@ class Persistence:
             self.progressed()
 
     def failed(self, error: PlasmastreamError) -> None:
-        """Say that an attempt has failed: where the next one succeeds, nobody else does."""
-        _log.info("an attempt has failed: %s", error)
+        """Say that an attempt has failed: where the next one succeeds, nobody else does. The same again is not said."""
+        if str(error) != self._obstacle:
+            self._obstacle = str(error)
+            _log.info("an attempt has failed: %s", error)
+
+    def hindered(self, reason: str) -> None:
+        """Say what stands in the way, where no attempt has failed."""
+        self._obstacle = reason
 
     @property
     def seconds_stuck(self) -> float:
@@ -75,11 +84,15 @@ class Persistence:
             raise PeerStalledError(f"{peer} gives signs of life, and nothing else for {self.seconds_stuck:.3g} s")
 
     async def pause(self, at_least: float = 0.0) -> bool:
-        """Wait before the next attempt. False, at once, where it would come too late."""
+        """Wait before the next attempt. False, at once, where it would come too late. The log says what for, once."""
         wait = max(at_least, self._wait * self._uniform(0.5, 1.0))
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
-        end = anyio.current_time() + wait
-        if end >= self.deadline or end > self._since + self._patience:
+        now = anyio.current_time()
+        last = min(self.deadline, self._since + self._patience)
+        if now + wait > last or now + wait >= self.deadline:
             return False
+        if self._told != self._obstacle:
+            self._told = self._obstacle
+            _log.info("%s; trying again for up to %.3g s", self._obstacle, last - now)
         await anyio.sleep(wait)
         return True

@@ -4,12 +4,14 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import anyio
 import anyio.lowlevel
 
 from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError, RemoteProtocolError
 from plasmastream.peer._channel import ClientChannel, refusal
+from plasmastream.peer._contents import NewFile, content_of
 from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._results import RefusedError, Result, outcome_of
@@ -31,8 +33,6 @@ from plasmastream.wire.stream.v2 import (
 _AT_ONCE = 4096
 _SMALL_REQUEST = 1 << 20
 
-_Content = tuple[memoryview, memoryview]
-
 
 class Upload:
     """One transfer of some objects to one peer.
@@ -49,7 +49,7 @@ class Upload:
     def __init__(
         self,
         lanes: Lanes,
-        objects: Sequence[NewObject],
+        objects: Sequence[NewObject | NewFile],
         *,
         persistence: Persistence,
         encoding: Encoding,
@@ -58,9 +58,6 @@ class Upload:
     ) -> None:
         self._lanes = lanes
         self._objects = objects
-        self._contents: list[_Content] = [
-            (memoryview(new.data).cast("B"), memoryview(new.metadata).cast("B")) for new in objects
-        ]
         self._results: list[Result | None] = [None] * len(objects)
         self._obstacles: dict[int, tuple[int, str]] = {}
         self._persistence = persistence
@@ -69,8 +66,8 @@ class Upload:
         self._report = report
         self._token = os.urandom(TOKEN_SIZE)
         self._moved = False
-        self._unsent: list[int | None] = [len(data) + len(metadata) for data, metadata in self._contents]
-        """The least bytes of each object that were ever left to send; None when it has left whole."""
+        self._unsent: dict[int, int | None] = {}
+        """The least bytes of each object that were ever left to send, from its turn on; None when it has left whole."""
 
     async def run(self) -> list[Result]:
         """Put all that can be put.
@@ -108,13 +105,17 @@ class Upload:
         if is_late:
             outcome = Outcome.OUT_OF_TIME
             reasons.insert(0, "the time allowed for it is over")
-        size = sum(map(len, self._contents[index]))
-        how_far = f"{size - (self._unsent[index] or 0):,} of {size:,} bytes had left"
+        size = sum(map(len, content_of(self._objects[index])))
+        how_far = f"{size - (self._unsent.get(index, size) or 0):,} of {size:,} bytes had left"
         stuck = f"{self._persistence.standstill}, with {self._lanes}"
         return Result(self._objects[index].object_id, outcome, "; ".join((*reasons, how_far, stuck)))
 
     async def _may_go_on(self, failure: PlasmastreamError | None) -> bool:
         if failure is None:
+            for index, (outcome, reason) in self._obstacles.items():
+                if self._results[index] is None:
+                    self._persistence.hindered(str(Result(self._objects[index].object_id, outcome, reason)))
+                    break
             return await self._persistence.pause()
         outcome = outcome_of(failure)
         is_first = not self._persistence.has_progressed and self._persistence.deadline == math.inf
@@ -123,7 +124,9 @@ class Upload:
         return await self._persistence.pause(failure.retry_after if isinstance(failure, RefusedError) else 0.0)
 
     async def _put(self, batch: Sequence[int]) -> None:
-        sizes = tuple(Sizes(len(data), len(metadata)) for data, metadata in (self._contents[i] for i in batch))
+        sizes = tuple(Sizes(*map(len, content_of(self._objects[index]))) for index in batch)
+        for index, size in zip(batch, sizes, strict=True):
+            self._unsent.setdefault(index, size.data + size.metadata)
         total = sum(size.data + size.metadata for size in sizes)
         ids = tuple(self._objects[index].object_id for index in batch)
         async with self._lanes.channel(Lane.SMALL if total <= _SMALL_REQUEST else Lane.LARGE) as channel:
@@ -164,12 +167,12 @@ class Upload:
             position = wanted.what
             if position >= len(batch):
                 raise RemoteProtocolError(f"{channel.peer} wants object {position} of {len(batch)}")
-            data, metadata = self._contents[batch[position]]
+            data, metadata = content_of(self._objects[batch[position]])
             end = wanted.offset + wanted.length
             if end > len(data):
                 raise RemoteProtocolError(f"{channel.peer} wants bytes up to {end} of {len(data)}")
             if len(data) + len(metadata) <= self._limits.small_size:
-                run.append((position, data, metadata))
+                run.append((position, data[: len(data)], metadata))
                 size += len(data) + len(metadata)
                 if size >= self._limits.run_size:
                     await self._send_run(channel, batch, run)
@@ -186,7 +189,8 @@ class Upload:
                 self._note_sent(batch[position], left[position])
         if run:
             await self._send_run(channel, batch, run)
-        await channel.send(Progress())
+        connection.send(Progress())
+        await channel.flush(partial(self._hear, channel))  # and what comes now is the answer
 
     async def _send_run(
         self, channel: ClientChannel, batch: Sequence[int], run: Sequence[tuple[int, memoryview, memoryview]]
@@ -205,12 +209,20 @@ class Upload:
             self._report(int(not left), before - left)
 
     async def _flush(self, channel: ClientChannel) -> None:
-        await channel.flush()
-        match event := await channel.waiting_event():
-            case None | Progress():
-                pass
-            case End():  # a server that will not have all of it
-                raise refusal(channel.peer, event)
-            case _:
-                raise RemoteProtocolError(f"{channel.peer} answered a PUT before it was whole")
+        await channel.flush(partial(self._hear, channel))
+        await self._hear(channel)
         await anyio.lowlevel.checkpoint()
+
+    async def _hear(self, channel: ClientChannel) -> bool:
+        """Hear what the server says before it has all; whether that is a sign of life: it may have to wait for room."""
+        is_alive = False
+        while (event := await channel.waiting_event()) is not None:
+            match event:
+                case Progress():
+                    self._persistence.check(self._lanes)
+                    is_alive = True
+                case End():  # a server that will not have all of it
+                    raise refusal(channel.peer, event)
+                case _:
+                    raise RemoteProtocolError(f"{channel.peer} answered a PUT before it was whole")
+        return is_alive

@@ -2,13 +2,17 @@
 
 import logging
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from functools import partial
+
+import trio
 
 from plasmastream._errors import RemoteProtocolError, StoreError
 from plasmastream.peer._holds import Hold
 from plasmastream.peer._incoming import Incoming, outcome_of_failed_put, put_small
 from plasmastream.peer._results import outcome_of
 from plasmastream.peer._services import ServerChannel, Services
+from plasmastream.peer._turns import parts
 from plasmastream.store._object_store import NewObject
 from plasmastream.wire.stream.v2 import (
     ChunkEnded,
@@ -20,6 +24,7 @@ from plasmastream.wire.stream.v2 import (
     Range,
     RunArrived,
     RunDamaged,
+    Sizes,
     Want,
 )
 
@@ -27,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 _TOO_MUCH = "too much of this peer's is on its way here already"
-_WANTED_AT_ONCE = 65_536
+_WANTED_AT_ONCE = 16_384
 
 
 class PutRequest:
@@ -40,7 +45,7 @@ class PutRequest:
         self._hold = hold
         self._request = request
         self._outcomes: dict[tuple[int, str], list[int]] = defaultdict(list)
-        self._left = set(range(len(request.object_ids)))
+        self._left = dict.fromkeys(range(len(request.object_ids)))  # in order, which sets have not
         self._attempts: Counter[int] = Counter()
         self._placed: Incoming | None = None
 
@@ -62,41 +67,69 @@ class PutRequest:
                 await self._channel.send(Want(ranges))
                 await self._take_all()
                 await self._find_present()
-                for index in self._left.intersection(wanted.what for wanted in ranges if self._is_missing(wanted)):
-                    self._attempts[index] += 1
-                    if self._attempts[index] >= _ATTEMPTS:
-                        await self._finish(index, Outcome.DAMAGED)
+                await self._count_attempts(ranges)
         finally:
             self._channel.connection.discard_chunk()
-        self._channel.queue_outcomes(self._outcomes)
+        await self._channel.send_outcomes(self._outcomes)
 
     async def _find_present(self) -> None:
-        left = sorted(self._left)
-        ids = [self._request.object_ids[index] for index in left]
-        present = await self._channel.patiently(partial(self._store.contains, ids), again=True)
-        for index, is_there in zip(left, present, strict=True):
-            if is_there:
+        for part in parts(tuple(self._left)):
+            ids = [self._request.object_ids[index] for index in part]
+            present = await self._channel.patiently(partial(self._store.contains, ids), again=True)
+            there = [index for index, is_there in zip(part, present, strict=True) if is_there]
+            if there:
+                await self._compare(there)
+            await trio.lowlevel.checkpoint()
+
+    async def _compare(self, there: Sequence[int]) -> None:
+        ids = [self._request.object_ids[index] for index in there]
+        found = await self._channel.patiently(partial(self._store.list_objects, ids), again=True)
+        known = {described.object_id: Sizes(described.data_size, described.metadata_size) for described in found}
+        for index in there:
+            sizes, put = known.get(self._request.object_ids[index]), self._request.sizes[index]
+            if sizes == put:
                 await self._finish(index, Outcome.PRESENT)
+            elif sizes is not None:  # otherwise it has gone since
+                reason = f"another object of its id is there, with {_in_words(sizes)}; it has {_in_words(put)}"
+                await self._finish(index, Outcome.DIFFERENT, reason)
 
     async def _refuse_too_large(self) -> None:
-        for index in sorted(self._left):
-            size = self._request.sizes[index].data + self._request.sizes[index].metadata
-            if size > self._store.capacity:
-                reason = f"it has {size:,} bytes, and the store {self._store.capacity:,}"
-                await self._finish(index, Outcome.TOO_LARGE, reason)
+        for part in parts(tuple(self._left)):
+            for index in part:
+                size = self._size(index)
+                if size > self._store.capacity:
+                    reason = f"it has {size:,} bytes, and the store {self._store.capacity:,}"
+                    await self._finish(index, Outcome.TOO_LARGE, reason)
+            await trio.lowlevel.checkpoint()
 
     async def _refuse_what_has_no_room(self) -> None:
         """Say so before the bytes come: they could only be thrown away."""
-        for index in sorted(self._left):
-            size = self._request.sizes[index].data + self._request.sizes[index].metadata
-            is_new = size > self._services.limits.small_size and self._incoming(index) is None
-            if is_new and not await self._services.holds.make_room(self._hold, size):
-                await self._finish(index, Outcome.NO_ROOM, _TOO_MUCH)
+        for part in parts(tuple(self._left)):
+            for index in part:
+                size = self._size(index)
+                is_new = size > self._services.limits.small_size and self._incoming(index) is None
+                if is_new and not await self._services.holds.make_room(self._hold, size):
+                    await self._finish(index, Outcome.NO_ROOM, _TOO_MUCH)
+            await trio.lowlevel.checkpoint()
+
+    async def _count_attempts(self, ranges: Sequence[Range]) -> None:
+        """Give up what was wanted again and again, and has not come."""
+        missing: set[int] = set()
+        for part in parts(ranges):
+            missing.update(wanted.what for wanted in part if wanted.what in self._left and self._is_missing(wanted))
+            await trio.lowlevel.checkpoint()
+        self._attempts.update(missing)
+        for index in sorted(index for index in missing if self._attempts[index] >= _ATTEMPTS):
+            await self._finish(index, Outcome.DAMAGED)
+
+    def _size(self, index: int) -> int:
+        sizes = self._request.sizes[index]
+        return sizes.data + sizes.metadata
 
     def _wanted_ranges(self) -> tuple[Range, ...]:
         """What is lacking, as far as one WANT should name it."""
         ranges: list[Range] = []
-        for index in sorted(self._left):
+        for index in self._left:
             if len(ranges) >= _WANTED_AT_ONCE:
                 break
             incoming = self._incoming(index)
@@ -142,7 +175,7 @@ class PutRequest:
 
     async def _finish(self, index: int, outcome: int, reason: str = "") -> None:
         if index in self._left:
-            self._left.discard(index)
+            del self._left[index]
             self._outcomes[outcome, reason].append(index)
             incoming = self._incoming(index)
             if incoming is not None:
@@ -222,8 +255,13 @@ class PutRequest:
         await self._finish(index, Outcome.DONE)
 
     async def _take_run(self, run: RunArrived) -> None:
+        for part in parts(run.objects):
+            await self._take_small(part)
+            await trio.lowlevel.checkpoint()
+
+    async def _take_small(self, arrived: Sequence[tuple[int, memoryview, memoryview]]) -> None:
         objects = []
-        for index, data, metadata in run.objects:
+        for index, data, metadata in arrived:
             self._check_index(index)
             sizes = self._request.sizes[index]
             if (len(data), len(metadata)) != (sizes.data, sizes.metadata):
@@ -234,7 +272,14 @@ class PutRequest:
             return
         put = partial(put_small, self._store, [new for _, new in objects], self._services.room_timeout)
         outcomes = await self._channel.patiently(put)
-        for (index, _), (lease, outcome, reason) in zip(objects, outcomes, strict=True):
+        for (index, new), (lease, outcome, reason) in zip(objects, outcomes, strict=True):
             if lease is not None:
-                lease.release()
+                with lease:
+                    is_same = lease.data == new.data and lease.metadata == new.metadata
+                if not is_same:
+                    outcome = Outcome.DIFFERENT
             await self._finish(index, outcome, reason)
+
+
+def _in_words(sizes: Sizes) -> str:
+    return f"{sizes.data:,} bytes of data and {sizes.metadata:,} of metadata"

@@ -1,6 +1,7 @@
 """What became of each object, and which outcome an error stands for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import attrs
@@ -10,6 +11,7 @@ from plasmastream._errors import (
     PeerError,
     PlasmastreamError,
     ProtocolError,
+    RemoteProtocolError,
     StoreError,
     StoreFullError,
     TransferError,
@@ -22,7 +24,7 @@ from plasmastream.wire.stream.v2 import DamagedError, Outcome, describe_outcome
 
 @attrs.frozen
 class Result:
-    """What became of one object."""
+    """What became of one object. As a string, it is a sentence that names the object."""
 
     object_id: ObjectID
     outcome: int
@@ -96,6 +98,13 @@ _OUTCOME_OF: Final[dict[int, Outcome]] = {
     Status.PEER_FAILED: Outcome.BROKEN_OFF,
 }
 
+_AGAIN: Final = "; ask again: the same request ends what it has begun"
+_ADVICE: Final[dict[type[Exception], str]] = {
+    UnreachableError: "; see that a server runs there, and that it can be reached from here",
+    PeerStalledError: _AGAIN,
+    PeerError: _AGAIN,
+}
+
 _STATUS_OF: Final[dict[int, Status]] = {
     Outcome.DONE: Status.SUCCESS,
     Outcome.PRESENT: Status.SUCCESS,
@@ -117,6 +126,23 @@ def status_of(results: Sequence[Result]) -> int:
     return Status.SUCCESS
 
 
+@contextmanager
+def naming_objects(object_ids: Sequence[ObjectID]) -> Iterator[None]:
+    """Have what fails as a whole in a `with` block name the objects, and what can be done."""
+    try:
+        yield
+    except (PeerError, RemoteProtocolError) as error:
+        if object_ids:
+            advice = _ADVICE.get(type(error), "")
+            error.args = (f"{_name(object_ids)}: {error}{advice}",)  # the same error otherwise
+        raise
+
+
+def _name(object_ids: Sequence[ObjectID]) -> str:
+    more = len(object_ids) - 1
+    return f"object {object_ids[0]}" + (f" and {more:,} more" if more else "")
+
+
 def check_results(results: Sequence[Result], peer: object) -> None:
     """See that all went well.
 
@@ -128,8 +154,9 @@ def check_results(results: Sequence[Result], peer: object) -> None:
     if not failed:
         return
     first = failed[0]
-    if len(failed) == len(results) and first.outcome == Outcome.UNREACHABLE:
-        raise UnreachableError(first.reason)
+    if len(failed) == len(results) and all(result.outcome == Outcome.UNREACHABLE for result in results):
+        with naming_objects([result.object_id for result in results]):
+            raise UnreachableError(first.reason)
     message = f"{peer}: {first}"
     if len(results) > 1:
         message = f"{peer}: {len(failed):,} of {len(results):,} objects failed; the first, {first}"

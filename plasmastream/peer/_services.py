@@ -1,6 +1,6 @@
 """What the connections of a server share, and how one of them keeps its client patient."""
 
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, suppress
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ from plasmastream.wire.stream.v2 import (
 )
 
 _BEAT = 5.0
+_OUTCOMES_AT_ONCE = 100
 
 T = TypeVar("T")
 
@@ -119,7 +120,14 @@ class ServerChannel(Channel):
             with suppress(PeerError):  # which the next one to send will find out as well
                 await self.send(Progress())
 
-    def queue_outcomes(self, outcomes: dict[tuple[int, str], list[int]]) -> None:
-        """Queue what became of objects: the places of those with the same outcome and reason."""
-        for (outcome, reason), indexes in outcomes.items():
+    async def send_outcomes(self, outcomes: Mapping[tuple[int, str], Sequence[int]]) -> None:
+        """Send what became of objects: the places of those with the same outcome and reason.
+
+        The last of it is queued only, and leaves with END.
+        """
+        for number, ((outcome, reason), indexes) in enumerate(outcomes.items(), 1):
             self.connection.send(Outcomes(0, outcome, reason[:1000], tuple(indexes)))
+            if number % _OUTCOMES_AT_ONCE == 0:  # each may have a reason of its own
+                await self.flush()
+                await self.check_cancel()
+                await trio.lowlevel.checkpoint()

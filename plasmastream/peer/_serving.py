@@ -17,6 +17,7 @@ from plasmastream.peer._results import outcome_of
 from plasmastream.peer._services import CancelledByClientError, ServerChannel, Services
 from plasmastream.peer._sync_server import answer_sync
 from plasmastream.peer._transport import PeerStalledError, Transport
+from plasmastream.peer._turns import parts
 from plasmastream.store._object_store import Lease
 from plasmastream.wire.plasma import NO_DIGEST, ErrorCode, ObjectInfo
 from plasmastream.wire.stream.v2 import (
@@ -46,8 +47,6 @@ from plasmastream.wire.stream.v2 import (
 _log = logging.getLogger(__name__)
 
 _HELD_AT_ONCE = 256
-_LISTED_AT_ONCE = 4096
-_REFUSED_AT_ONCE = 100
 
 _Outcomes = defaultdict[tuple[int, str], list[int]]
 
@@ -161,6 +160,7 @@ class Session:
                         await self._close(request)
                     case Put():
                         hold = self._hold(request.token)
+                        await self._end_putting(hold)
                         async with services.holds.put_by(hold, self._channel):
                             await PutRequest(services, self._channel, hold, request).answer()
                     case Sync():
@@ -187,6 +187,10 @@ class Session:
             raise RemoteProtocolError("the token of a request is another node's")
         return hold
 
+    async def _end_putting(self, hold: Hold) -> None:
+        if hold.putting is not None:  # by a connection that may be waiting for the store
+            await self._channel.patiently(partial(self._services.holds.end_putting, hold))
+
     # Open
 
     async def _open(self, request: Open) -> None:
@@ -209,7 +213,7 @@ class Session:
             )
         if not outcomes[Outcome.NOT_FOUND, ""]:
             del outcomes[Outcome.NOT_FOUND, ""]
-        self._channel.queue_outcomes(outcomes)
+        await self._channel.send_outcomes(outcomes)
 
     async def _open_batch(
         self,
@@ -302,13 +306,13 @@ class Session:
         hold = self._hold(request.token)
         encoding = Encoding.ABSENT if request.checksums else self._encoding(request.encoding)
         outcomes: _Outcomes = defaultdict(list)
-        for index, asked in enumerate(request.ranges):
-            outcome = await self._read_range(hold, index, asked, encoding)
-            if outcome is not None:
-                outcomes[outcome].append(index)
-                if index % _REFUSED_AT_ONCE == 0:
-                    await trio.lowlevel.checkpoint()
-        self._channel.queue_outcomes(outcomes)
+        for part in parts(tuple(enumerate(request.ranges))):
+            for index, asked in part:
+                outcome = await self._read_range(hold, index, asked, encoding)
+                if outcome is not None:
+                    outcomes[outcome].append(index)
+            await trio.lowlevel.checkpoint()  # what is not known any more is refused without a wait
+        await self._channel.send_outcomes(outcomes)
 
     async def _read_range(
         self, hold: Hold, index: int, asked: Range, encoding: Encoding
@@ -337,8 +341,14 @@ class Session:
     async def _drop(self, request: Drop) -> None:
         hold = self._hold(request.token)
         outcomes: _Outcomes = defaultdict(list)
+        for part in parts(tuple(enumerate(request.object_ids)), _HELD_AT_ONCE):
+            await self._drop_some(hold, part, outcomes)
+            await trio.lowlevel.checkpoint()
+        await self._channel.send_outcomes(outcomes)
+
+    async def _drop_some(self, hold: Hold, asked: Sequence[tuple[int, ObjectID]], outcomes: _Outcomes) -> None:
         doomed: list[tuple[int, ObjectID]] = []
-        for index, object_id in enumerate(request.object_ids):
+        for index, object_id in asked:
             if object_id in hold.dropped:
                 outcomes[Outcome.DONE, ""].append(index)
             elif object_id in hold.leases and object_id in hold.claimed:
@@ -356,7 +366,6 @@ class Session:
                 else:
                     outcomes[Outcome.STORE_ERROR, f"the store answered {code.name}"].append(index)
             self._services.holds.let_go(hold, ids)
-        self._channel.queue_outcomes(outcomes)
 
     async def _unless_replaced(
         self, hold: Hold, doomed: Sequence[tuple[int, ObjectID]], outcomes: _Outcomes
@@ -379,21 +388,22 @@ class Session:
     async def _close(self, request: Close) -> None:
         hold = self._hold(request.token)
         if request.object_ids:
-            self._services.holds.let_go(hold, request.object_ids)
+            for part in parts(request.object_ids):
+                self._services.holds.let_go(hold, part)
+                await trio.lowlevel.checkpoint()
         else:
+            await self._end_putting(hold)
             await self._services.holds.release(hold)
 
     # Stat, list
 
     async def _list(self, object_ids: Sequence[ObjectID] | None) -> None:
-        infos = await self._channel.patiently(self._services.store.list_objects, again=True)
-        if object_ids is not None:
-            known = {info.object_id: info for info in infos}
-            infos = [known[object_id] for object_id in object_ids if object_id in known]
-        for first in range(0, len(infos), _LISTED_AT_ONCE):
-            self._channel.connection.send(_listed(infos[first : first + _LISTED_AT_ONCE]))
+        infos = await self._channel.patiently(partial(self._services.store.list_objects, object_ids), again=True)
+        for part in parts(infos):
+            self._channel.connection.send(_listed(part))
             await self._channel.flush()
             await self._channel.check_cancel()
+            await trio.lowlevel.checkpoint()
 
 
 def _listed(infos: Sequence[ObjectInfo]) -> Listed:

@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
+import anyio
 import attrs
 import trio
 
@@ -51,26 +52,31 @@ class _SyncRequest:
         self._request = request
         self._states = [_State() for _ in request.requests]
         self._budget = Budget(request.max_bytes or _DEFAULT_MAX_BYTES)
-        self._news = trio.Event()
-        self._sending = trio.Lock()
+        self._left = len(request.requests)
+        self._until_news = trio.CancelScope()
+        self._sending = anyio.Lock(fast_acquire=True)
         self._work = trio.CancelScope()
         self._finished: list[tuple[int, Sequence[Result]]] = []
         self._failure: PeerError | ProtocolError | None = None
 
     async def answer(self) -> None:
         async with trio.open_nursery() as attending:
+            attending.start_soon(self._attend)
             with self._work:
-                attending.start_soon(self._listen)
-                attending.start_soon(self._report)
-                async with trio.open_nursery() as work:
-                    for number, fetch in enumerate(self._request.requests):
-                        work.start_soon(self._fetch, number, fetch)
+                await self._fetch_all()
             async with self._sending:  # half a frame would be the end of the connection
                 attending.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
-        self._queue_news()
-        await self._channel.flush()
+        self._queue_news()  # which leaves with the END
+
+    async def _fetch_all(self) -> None:
+        if len(self._request.requests) == 1:  # a task of its own would take longer than the rest of a small request
+            await self._fetch(0, self._request.requests[0])
+            return
+        async with trio.open_nursery() as work:
+            for number, fetch in enumerate(self._request.requests):
+                work.start_soon(self._fetch, number, fetch)
 
     async def _fetch(self, number: int, fetch: Fetch) -> None:
         request = self._request
@@ -90,25 +96,21 @@ class _SyncRequest:
             results = [Result(object_id, Outcome.REFUSED, reason) for object_id in fetch.object_ids]
         self._finished.append((number, results))
         self._states[number].objects = len(results)
-        self._news.set()
+        self._left -= 1
+        if self._left:
+            self._until_news.cancel()
 
-    async def _listen(self) -> None:
+    async def _attend(self) -> None:
+        """Listen to the client, and tell it what is new: at once where a peer request is done, else every second."""
         try:
-            self._leave(self._channel.not_wanted(await self._channel.next_event()))
-        except (PeerError, ProtocolError) as error:
-            self._leave(error)
-
-    async def _report(self) -> None:
-        while self._failure is None:
-            with trio.move_on_after(_REPORT_EVERY):
-                await self._news.wait()
-            self._news = trio.Event()
-            try:
+            while True:
+                with trio.move_on_after(_REPORT_EVERY) as self._until_news:
+                    raise self._channel.not_wanted(await self._channel.next_event())
                 async with self._sending:
                     self._queue_news()
                     await self._channel.flush()
-            except PeerError as error:
-                self._leave(error)
+        except (PeerError, ProtocolError) as error:
+            self._leave(error)
 
     def _queue_news(self) -> None:
         connection = self._channel.connection
@@ -123,6 +125,6 @@ class _SyncRequest:
 
     def _leave(self, failure: PeerError | ProtocolError) -> None:
         """The client wants no more, or is gone: stop, unless it wished otherwise."""
-        self._failure = self._failure or failure
+        self._failure = failure
         if not self._request.detach or isinstance(failure, CancelledByClientError):
             self._work.cancel()

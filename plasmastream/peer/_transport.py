@@ -27,6 +27,8 @@ _JOIN_BELOW = 512 << 10
 _SEND_STEP = 256 << 10
 _CALLS_PER_CHECKPOINT = 64
 
+_MAPPED = "::ffff:"  # stands before an IPv4 address where a socket speaks both
+
 # A peer whose machine vanished is noticed by TCP itself within about a minute, also where nothing is to be sent.
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT = 30, 10, 3
 
@@ -37,6 +39,10 @@ class PeerStalledError(PeerError):
 
 class UnreachableError(PeerError):
     """Nobody answers at the peer's address."""
+
+
+Excuse: TypeAlias = Callable[[], Awaitable[bool]]
+"""Asked where too little has moved: whether there is a reason to wait for as long again."""
 
 
 class Transport(Protocol):
@@ -54,8 +60,17 @@ class Transport(Protocol):
         """
         ...
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
+    async def send(
+        self,
+        pieces: Sequence[bytes | memoryview],
+        *,
+        timeout: float,
+        at_least: int = 1,
+        excuse: Excuse | None = None,
+    ) -> None:
         """Send all pieces in order; in each `timeout` seconds of waiting, `at_least` bytes must have moved.
+
+        Where they have not, and there is an `excuse`, the time begins anew.
 
         After a cancel nobody knows what was sent: the connection is of no use any more.
         """
@@ -120,7 +135,14 @@ class TcpTransport:
             except OSError as error:
                 raise self._broken(error) from error
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
+    async def send(
+        self,
+        pieces: Sequence[bytes | memoryview],
+        *,
+        timeout: float,
+        at_least: int = 1,
+        excuse: Excuse | None = None,
+    ) -> None:
         """See `Transport.send`."""
         moved, since = at_least, 0.0
         for piece in _joined(pieces):
@@ -136,7 +158,12 @@ class TcpTransport:
                             moved, since = 0, anyio.current_time()
                         left = timeout - (anyio.current_time() - since)
                         what = "took nothing" if not moved else f"took {moved} bytes only"
-                        await self._wait(anyio.wait_writable, left, f"{what} for {timeout:g} s")
+                        try:
+                            await self._wait(anyio.wait_writable, left, f"{what} for {timeout:g} s")
+                        except PeerStalledError:
+                            if excuse is None or not await excuse():
+                                raise
+                            moved, since = 0, anyio.current_time()
                     except OSError as error:
                         raise self._broken(error) from error
                     else:
@@ -247,9 +274,11 @@ async def _connect(sock: socket.socket, address: _Address) -> TcpTransport:
 
 
 def format_address(address: Sequence[str | int]) -> str:
-    """Write a socket address as HOST:PORT, an IPv6 host in brackets."""
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    """Write a socket address as HOST:PORT, an IPv6 host in brackets, and an IPv4 host as such."""
+    host, port = str(address[0]), address[1]
+    if "." in host:
+        host = host.removeprefix(_MAPPED)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_address(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:

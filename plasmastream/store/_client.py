@@ -34,6 +34,7 @@ from plasmastream._client import (
     copy_and_digest,
     name_of,
     octets,
+    those_asked_for,
     wait_in_milliseconds,
 )
 from plasmastream._errors import StoreConnectionError, StoreFullError
@@ -236,10 +237,14 @@ class StoreClient:
         reply, _, _ = await self._call(DeleteRequest(tuple(object_ids)), DeleteReply)
         return list(reply.errors)
 
-    async def list_objects(self) -> list[ObjectInfo]:
-        """Describe every object, also unsealed ones (whose digest is empty)."""
+    async def list_objects(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectInfo]:
+        """Describe objects, also unsealed ones (whose digest is empty): every one where none is named.
+
+        Returns:
+            Of those that are there, in the order asked, or in that of their creation.
+        """
         reply, _, _ = await self._call(ListRequest(), ListReply)
-        return list(reply.objects)
+        return those_asked_for(object_ids, reply.objects)
 
     async def evict(self, nbytes: int) -> int:
         """Evict the longest unused objects until `nbytes` bytes are free; returns bytes freed."""

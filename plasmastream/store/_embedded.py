@@ -137,11 +137,15 @@ class EmbeddedStore:
         await anyio.lowlevel.checkpoint()
         return [self.core.delete(object_id) for object_id in object_ids]
 
-    async def list_objects(self) -> list[ObjectInfo]:
-        """Describe every object, also unsealed ones."""
+    async def list_objects(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectInfo]:
+        """Describe objects, also unsealed ones: every one where none is named. See `ObjectStore.list_objects`."""
+        check_ids(object_ids)
         await anyio.lowlevel.checkpoint()
         self.core.settle()
-        return [describe(entry) for entry in self.core.table]
+        table = self.core.table
+        if object_ids is None:
+            return [describe(entry) for entry in table]
+        return [describe(entry) for object_id in object_ids if (entry := table.find(object_id)) is not None]
 
     async def inspect(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectStatus]:
         """Tell who holds objects, and all else that is known of them: of all where none is named.

@@ -117,8 +117,12 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def list_objects(self) -> list[ObjectInfo]:
-        """Describe every object, also unsealed ones (whose digest is empty)."""
+    async def list_objects(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectInfo]:
+        """Describe objects, also unsealed ones (whose digest is empty): every one where none is named.
+
+        Returns:
+            Of those that are there, in the order asked, or in that of their creation.
+        """
         ...
 
     async def inspect(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectStatus]:

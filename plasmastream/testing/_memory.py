@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from plasmastream._errors import PeerError
-from plasmastream.peer import PeerStalledError
+from plasmastream.peer import Excuse, PeerStalledError
 from plasmastream.testing._faults import Direction, Script
 from plasmastream.testing._passage import Triggered
 from plasmastream.testing._pipe import Pipe
@@ -116,8 +116,15 @@ class MemoryTransport:
             return 0
         raise PeerStalledError(f"{self.peer} sent nothing for {timeout:g} s")
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
-        """Send all pieces in order; in each `timeout` seconds, `at_least` bytes must have moved.
+    async def send(
+        self,
+        pieces: Sequence[bytes | memoryview],
+        *,
+        timeout: float,
+        at_least: int = 1,
+        excuse: Excuse | None = None,
+    ) -> None:
+        """Send all pieces in order; each `timeout` seconds `at_least` bytes move, or there is an `excuse`.
 
         After a cancel nobody knows what was sent: the connection is of no use any more.
 
@@ -126,20 +133,21 @@ class MemoryTransport:
             PeerError: the connection broke, or was closed.
         """
         stalls = await self._begin("send")
-        with trio.move_on_after(max(0.0, timeout)) as scope:
-            if stalls:
-                await trio.sleep_forever()
-            moved = 0
-            for piece in pieces:
-                with memoryview(piece) as whole, whole.cast("B") as octets:
-                    sent = 0
-                    while sent < len(octets):
-                        nbytes = await self._send_some(octets[sent:])
-                        sent, moved = sent + nbytes, moved + nbytes
-                        if moved >= at_least:
-                            moved, scope.deadline = 0, trio.current_time() + timeout
-            return
-        raise PeerStalledError(f"{self.peer} took nothing for {timeout:g} s")
+        octets = memoryview(b"".join(pieces))
+        sent = 0
+        while True:
+            with trio.move_on_after(max(0.0, timeout)) as scope:
+                if stalls:
+                    await trio.sleep_forever()
+                moved = 0
+                while sent < len(octets):
+                    nbytes = await self._send_some(octets[sent:])
+                    sent, moved = sent + nbytes, moved + nbytes
+                    if moved >= at_least:
+                        moved, scope.deadline = 0, trio.current_time() + timeout
+                return
+            if excuse is None or not await excuse():
+                raise PeerStalledError(f"{self.peer} took nothing for {timeout:g} s")
 
     def is_quiet(self) -> bool:
         """Whether nothing waits to be read, not even the end."""

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import pty
 import selectors
 import signal
 import subprocess
@@ -37,6 +38,8 @@ class Result:
     status: int
     out: bytes
     err: str
+    waits: str = ""
+    """What it said of its waits, which may be anything where the test is about something else."""
 
     @property
     def text(self) -> str:
@@ -70,14 +73,45 @@ def run(
         timeout=timeout,
         env={**os.environ, **(env or {})},
     )
-    return Result(done.returncode, done.stdout, done.stderr.decode())
+    return Result(done.returncode, done.stdout, *without_waits(done.stderr.decode()))
+
+
+def without_waits(err: str) -> tuple[str, str]:
+    """What was written to standard error, and apart from it the lines that tell of waits: a slow machine has more."""
+    lines = err.splitlines(keepends=True)
+    waits = [line for line in lines if line.startswith("plasmastream: waiting for ")]
+    return "".join(line for line in lines if line not in waits), "".join(waits)
+
+
+def shown_on_terminal(*args: str) -> str:
+    """Run a command to its end, whose standard error is a terminal; return what it has written there.
+
+    It is read all the while: a terminal takes a few KiB, and then who writes to it waits.
+    """
+    ours, theirs = pty.openpty()
+    shown = b""
+    try:
+        with Running(command_line("plasmastream", *args), stderr=theirs) as running:
+            os.close(theirs)
+            with contextlib.suppress(OSError):  # at its end
+                while some := os.read(ours, 1 << 16):
+                    shown += some
+            assert running.wait() == 0, shown
+    finally:
+        os.close(ours)
+    return shown.decode()
 
 
 class Running:
     """A command that runs; leaving the `with` block kills it if it still does."""
 
     def __init__(
-        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, own_group: bool = False
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        own_group: bool = False,
+        stderr: int | None = None,
     ) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._said = b""
@@ -85,7 +119,7 @@ class Running:
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=self._log,
+            stderr=self._log if stderr is None else stderr,
             env={**os.environ, **(env or {})},
             start_new_session=own_group,
             bufsize=0,
@@ -149,7 +183,7 @@ def run_here(*args: str, program: str = "plasmastream") -> Result:
         try:
             main()
         except SystemExit as ended:
-            return Result(int(ended.code or 0), out.getvalue().encode(), err.getvalue())
+            return Result(int(ended.code or 0), out.getvalue().encode(), *without_waits(err.getvalue()))
     raise AssertionError("main() returned")
 
 

@@ -34,7 +34,7 @@ def test_files_go_in_and_come_out(tmp_path: Path) -> None:
 def test_an_id_may_be_given_once() -> None:
     object_id = str(ObjectID.random())
     assert put(b"first", "--id", object_id.upper()) == object_id
-    run("put", "-", "--id", object_id, stdin=b"second").fails(1, object_id, "exists")
+    run("put", "-", "--id", object_id, stdin=b"second").fails(1, "standard input", object_id, "exists")
     assert get_object(os.environ["PLASMA_SOCKET"], object_id) == b"first"
 
 
@@ -46,7 +46,7 @@ def test_what_cannot_be_put(tmp_path: Path) -> None:
     run("put", tmp_path / "missing").fails(1, str(tmp_path / "missing"), "No such file")
     run("put", tmp_path).fails(1, str(tmp_path), "directory")
     (tmp_path / "large").write_bytes(bytes(33 << 20))
-    run("put", tmp_path / "large").fails(1, "capacity")
+    run("put", tmp_path / "large").fails(1, f"plasmastream: {tmp_path / 'large'}: object ", "capacity")
     run_here("put").fails(2, "FILE")
 
 

@@ -68,12 +68,32 @@ def test_standard_input_with_an_id_and_metadata(there: Node) -> None:
     object_id = str(ObjectID.random())
     put = ("put", "-", "--to", there.address, "--id", object_id, "--metadata", "käse")
     assert run(*put, stdin=b"first").succeeds().text == f"{object_id}\n"
-    again = run(*put, stdin=b"second")
-    again.fails(0, object_id, "there already", "not compared")
+    again = run(*put, stdin=b"first")
+    again.fails(0, object_id, "there already, the same")
     assert again.text == f"{object_id}\n"
+    other = run(*put, stdin=b"other")
+    other.fails(1, object_id, "another object of this id")
+    assert other.out == b""
+    for data, metadata, size in ((b"second", "käse", 6), (b"first", "ham", 5)):
+        different = run(*put[:-1], metadata, stdin=data)
+        put_size = f"{size} bytes of data and {len(metadata.encode())} of metadata"
+        different.fails(1, object_id, "5 bytes of data and 5 of metadata", put_size)
+        assert different.out == b""
     assert get_object(there.socket, object_id) == b"first"
     described = json.loads(run("stat", "--at", there.address, object_id, "--json").succeeds().text)
     assert (described["data_size"], described["metadata_size"], described["state"]) == (5, 5, "sealed")
+
+
+def test_a_large_file_under_an_id_that_is_there(there: Node, tmp_path: Path) -> None:
+    object_id, data = str(ObjectID.random()), os.urandom(3_000_000)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    put = ("put", path, "--to", there.address, "--id", object_id)
+    run(*put).succeeds()
+    run(*put).fails(0, object_id, f"the same as {path}")
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    run(*put).fails(1, str(path), object_id, "another object of this id")
+    assert get_object(there.socket, object_id) == data
 
 
 def test_what_cannot_be_put(there: Node, tmp_path: Path) -> None:
@@ -124,6 +144,30 @@ def test_nobody_answers() -> None:
     object_id = str(ObjectID.random())
     for words in (("put", "/dev/null", "--to"), ("get", object_id, "--from"), ("ls", "--at")):
         run_here(*words, address).fails(3, address, "refused")
+    run_here("put", "/dev/null", "--to", address).fails(3, "/dev/null", "object ", address, "see that")
+    for words in (("get", object_id, "--from"), ("stat", object_id, "--at")):
+        run_here(*words, address).fails(3, object_id, address, "see that")
+
+
+def test_what_it_waits_for_is_said_once(there: Node) -> None:
+    object_id = str(ObjectID.random())
+    with silent_server() as (_, silent), socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))  # and does not listen
+        address = "{}:{}".format(*dead.getsockname())
+        commands = [
+            command_line("plasmastream", "copy", source, object_id, "-s", there.socket, "--timeout", "60")
+            for source in (silent, address)
+        ]
+        with contextlib.ExitStack() as stack:
+            running = [stack.enter_context(subprocess.Popen(words, stderr=subprocess.PIPE)) for words in commands]
+            said = [process.stderr.readline().decode() for process in running if process.stderr is not None]
+            for process in running:
+                process.send_signal(signal.SIGINT)
+            ends = [(process.communicate(timeout=20)[1], process.returncode) for process in running]
+    assert said[0].startswith(f"plasmastream: waiting for {silent}: nothing has moved for 3 s")
+    why = f"no connection to {address}: Connection refused; trying again for up to "
+    assert said[1].startswith(f"plasmastream: waiting for {address}: nothing has moved for 3 s; {why}")
+    assert ends == [(b"", 130), (b"", 130)]
 
 
 def test_a_server_of_version_1() -> None:
@@ -158,3 +202,49 @@ def test_progress_on_a_terminal(there: Node, tmp_path: Path) -> None:
         os.close(theirs)
     assert "PUT to 127.0.0.1" in shown
     assert "1/1" in shown
+
+
+def relay_and_cut_short(listener: socket.socket, server: str, path: Path) -> None:
+    """Pass on what a client and a server say, and cut a file short when a part of it has left."""
+    host, _, port = server.partition(":")
+
+    def pass_on_answers() -> None:
+        with contextlib.suppress(OSError):
+            while chunk := behind.recv(1 << 16):
+                before.sendall(chunk)
+
+    try:
+        before = listener.accept()[0]
+    except OSError:
+        return
+    with before, socket.create_connection((host, int(port))) as behind:
+        answers = threading.Thread(target=pass_on_answers)
+        answers.start()
+        passed = 0
+        with contextlib.suppress(OSError):
+            while chunk := before.recv(1 << 16):
+                behind.sendall(chunk)
+                passed += len(chunk)
+                if passed > 1 << 18:
+                    os.truncate(path, 1000)
+        behind.shutdown(socket.SHUT_RDWR)
+        answers.join()
+
+
+def test_a_file_that_is_cut_short_while_it_is_put(there: Node, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(12 << 20))  # more than the kernel keeps for a connection that is not read
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        relay = threading.Thread(target=relay_and_cut_short, args=(listener, there.address, path))
+        relay.start()
+        try:
+            result = run("put", path, "--to", "{}:{}".format(*listener.getsockname()))
+        finally:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # should nobody have come
+            relay.join()
+    result.fails(1, f"plasmastream: {path}: ", "became shorter", "12,582,912 bytes")
+    assert result.out == b""

@@ -39,10 +39,13 @@ def test_fetches_that_fail(here: Node, there: Node) -> None:
     more = str(ObjectID.random())
     failed = run("take", here.address, missing, held, more, "-s", there.socket)
     assert failed.status == 1
-    for line, object_id in zip(failed.err.splitlines(), (missing, more), strict=True):
+    *lines, last = failed.err.splitlines()
+    for line, object_id in zip(lines, (missing, more), strict=True):
         assert line == f"plasmastream: {here.address}: object {object_id}: it is not in the source's store"
+    assert last == f"plasmastream: object {held} was there already"
     assert get_object(here.socket, held) is None
-    run("copy", dead_address(), missing, more, "-s", there.socket).fails(3, "refused")
+    dead = run("copy", dead_address(), missing, more, "-s", there.socket)
+    dead.fails(3, f"{missing} and 1 more", "refused", "see that")
     run_here("copy", here.address, missing, missing, "-s", there.socket).fails(2, "twice")
     run_here("copy", "no-such-host.invalid", held).fails(3, "no-such-host.invalid")
     for bad in ("[::1:5", "::1", "host:0", "host:70000", "host:x", ":5", ""):
@@ -66,8 +69,9 @@ def test_progress_on_a_terminal(here: Node, there: Node) -> None:
 
 
 def test_what_is_there_already_counts_as_fetched(here: Node) -> None:
-    object_id = put_object(here.socket)
-    run("copy", here.address, object_id).succeeds()
+    first, second = put_object(here.socket), put_object(here.socket)
+    run("copy", here.address, first).fails(0, f"object {first} was there already, not compared")
+    run("copy", here.address, first, second).fails(0, "2 objects were there already, not compared")
 
 
 @pytest.mark.parametrize("name", ["zstd", "lz4"])
@@ -85,7 +89,8 @@ def test_a_fetch_that_lasts_too_long(there: Node) -> None:
     object_id = str(ObjectID.random())
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = "{}:{}".format(*silent.getsockname())
-        run("copy", address, object_id, "-s", there.socket, "--timeout", "0.2").fails(1, address, object_id, "time")
+        run("copy", address, object_id, "-s", there.socket, "--timeout", "0.2").fails(3, address, object_id, "time")
+        run("copy", dead_address(), object_id, "-s", there.socket, "--timeout", "0").fails(3, object_id, "time")
 
 
 def test_a_fetch_in_version_1_that_lasts_too_long(there: Node) -> None:
@@ -98,7 +103,7 @@ def test_a_fetch_in_version_1_that_lasts_too_long(there: Node) -> None:
             silent.accept()[0].close()  # the greeting of version 2
             with silent.accept()[0]:
                 _, err = copying.communicate(timeout=20)
-    assert copying.returncode == 1
+    assert copying.returncode == 3
     assert f"{object_id}: the time allowed for it is over, with {address}, which speaks version 1" in err
 
 
@@ -140,11 +145,21 @@ def test_sync_by_lines(here: Node, there: Node) -> None:
     lines = f"# two of them\n\nCOPY {here.address} {first} {second}\n  take {here.address} {third}\n"
     result = run("sync", "-a", there.address, stdin=lines.encode()).succeeds()
     assert result.text.splitlines() == [
-        f"COPY {here.address}, 2 objects: success",
-        f"TAKE {here.address}, 1 object: success",
+        f"line 3: COPY {here.address}, 2 objects: success",
+        f"line 4: TAKE {here.address}, 1 object: success",
     ]
     assert get_object(here.socket, third) is None
-    assert run("sync", "-a", there.address, stdin=lines.encode()).succeeds().text == result.text
+    again = run("sync", "-a", there.address, stdin=lines.encode()).succeeds().text.splitlines()
+    compared = "2 objects were there already, not compared with the source's"
+    there_already = (compared, f"object {third} was there already")
+    assert again == [f"{line}; {words}" for line, words in zip(result.text.splitlines(), there_already, strict=True)]
+    missing = str(ObjectID.random())
+    failed = run("sync", "-a", there.address, stdin=f"{lines}\nCOPY {here.address} {missing}".encode())
+    assert failed.text.splitlines()[2] == (
+        f"line 6: COPY {here.address}, 1 object: failed: object {missing}: it is not in the source's store"
+    )
+    lines = f"\nCOPY no-such-host.invalid {missing}"
+    run("sync", "-a", there.address, stdin=lines.encode()).fails(3, "line 2", "no-such-host.invalid")
 
 
 def test_syncs_that_make_no_sense(here: Node, there: Node) -> None:
@@ -157,7 +172,11 @@ def test_syncs_that_make_no_sense(here: Node, there: Node) -> None:
     run_here(*server, "COPY", here.address, object_id, "TAKE", here.address, object_id).fails(2, "twice")
     run(*server, stdin=f"\ncopy {here.address} xyz\n".encode()).fails(2, "line 2", "'xyz'")
     run_here(*server, "COPY", "no-such-host.invalid", object_id).fails(3, "no-such-host.invalid")
-    run("sync", "--server", dead_address(), "COPY", here.address, object_id).fails(3, "refused")
+    dead = dead_address()
+    run("sync", "--server", dead, "COPY", here.address, object_id).fails(3, object_id, dead, "refused", "see that")
+    unreachable = run(*server, "COPY", dead, str(ObjectID.random()))
+    assert (unreachable.status, unreachable.err) == (3, "")
+    assert "refused" in unreachable.text
     itself = run_here(*server, "COPY", there.address, object_id)
     assert (itself.status, itself.err) == (1, "")
     assert f"{there.address} is this server itself" in itself.text

@@ -6,7 +6,10 @@ import sys
 import pytest
 
 import plasmastream
+from plasmastream import ObjectID
+from plasmastream.cli._peer import exit_status
 from plasmastream.cli._types import read_size
+from plasmastream.peer import Outcome, PeerClient, RefusedError, Result
 from tests.cli.processes import run, run_here
 
 
@@ -19,7 +22,7 @@ def test_help_and_version(program: str) -> None:
 
 
 def test_help_of_commands() -> None:
-    commands = ["store", "serve", "put", "get", "ls", "rm", "copy", "take", "sync", "demo"]
+    commands = ["store", "serve", "put", "get", "ls", "rm", "copy", "take", "sync", "bench", "demo"]
     for command in commands:
         assert run_here(command, "--help").succeeds().text.startswith(f"Usage: plasmastream {command}")
     listed = run_here("--help").text
@@ -50,6 +53,32 @@ def test_wrong_usage() -> None:
     run_here("serve", "--max-connections", "0").fails(2, "--max-connections")
     run_here("serve", "--grace", "-1").fails(2, "--grace")
     run_here("-t", "soon", program="plasma-stream-server").fails(2, "-t", program="plasma-stream-server")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [
+        ([], 0),
+        ([Outcome.DONE, Outcome.PRESENT], 0),
+        ([Outcome.DONE, Outcome.OUT_OF_TIME, Outcome.UNREACHABLE, Outcome.BROKEN_OFF], 3),
+        ([Outcome.STALLED, Outcome.BUSY, Outcome.CANCELLED], 3),
+        ([Outcome.STALLED, Outcome.NOT_FOUND], 1),
+        ([99], 1),
+    ],
+)
+def test_exit_statuses_of_outcomes(outcomes: list[int], status: int) -> None:
+    assert exit_status([Result(ObjectID.random(), outcome) for outcome in outcomes]) == status
+
+
+@pytest.mark.parametrize(("outcome", "status"), [(Outcome.REFUSED, 1), (Outcome.NO_ROOM, 1), (Outcome.BUSY, 3)])
+def test_exit_statuses_of_what_is_refused_as_a_whole(
+    outcome: Outcome, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise RefusedError("it says no", outcome)
+
+    monkeypatch.setattr(PeerClient, "list_objects", refuse)
+    run_here("ls", "--at", "127.0.0.1:1").fails(status, "it says no")
 
 
 @pytest.mark.parametrize(

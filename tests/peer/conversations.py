@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from plasmastream import PlasmastreamError
-from plasmastream.peer import Limits2, PeerClient, PeerRequest, PeerServer, Result, TransferKind, Transport
+from plasmastream.peer import Excuse, Limits2, PeerClient, PeerRequest, PeerServer, Result, TransferKind, Transport
 from plasmastream.store import EmbeddedStore, NewObject
 from plasmastream.store._table import Entry
 from plasmastream.testing import Direction, Fault, MemoryTransport, Script, Triggered, memory_transports
@@ -87,9 +87,16 @@ class Tap:
         self.read += buffer[:nbytes]
         return nbytes
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
+    async def send(
+        self,
+        pieces: Sequence[bytes | memoryview],
+        *,
+        timeout: float,
+        at_least: int = 1,
+        excuse: Excuse | None = None,
+    ) -> None:
         """See `Transport`."""
-        await self._transport.send(pieces, timeout=timeout, at_least=at_least)
+        await self._transport.send(pieces, timeout=timeout, at_least=at_least, excuse=excuse)
 
     def is_quiet(self) -> bool:
         """See `Transport`."""

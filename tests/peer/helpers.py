@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from plasmastream import ObjectID, PeerError
-from plasmastream.peer import Limits, PeerServer, PeerStalledError, PeerTimeouts
+from plasmastream.peer import Excuse, Limits, PeerServer, PeerStalledError, PeerTimeouts
 from plasmastream.peer._transport import connect
 from plasmastream.peer._version1 import Version1Client
 from plasmastream.store import EmbeddedStore
@@ -116,7 +116,14 @@ class ScriptedTransport:
         self.data = self.data[nbytes:]
         return nbytes
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
+    async def send(
+        self,
+        pieces: Sequence[bytes | memoryview],
+        *,
+        timeout: float,
+        at_least: int = 1,
+        excuse: Excuse | None = None,
+    ) -> None:
         """See `Transport`; nothing is sent in these tests."""
         raise NotImplementedError
 

@@ -37,10 +37,10 @@ class GatedStore(EmbeddedStore):
         for _ in range(times):
             self._gate.release()
 
-    async def list_objects(self) -> list[ObjectInfo]:
+    async def list_objects(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectInfo]:
         """See `ObjectStore`."""
         await self._gate.acquire()
-        return await super().list_objects()
+        return await super().list_objects(object_ids)
 
 
 class Crowd:
@@ -236,10 +236,10 @@ class SlowStore(EmbeddedStore):
         await trio.sleep(60)
         return await super().put_many(objects, timeout=timeout)
 
-    async def list_objects(self) -> list[ObjectInfo]:
+    async def list_objects(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectInfo]:
         """See `ObjectStore`."""
         await trio.sleep(60)
-        return await super().list_objects()
+        return await super().list_objects(object_ids)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=str)

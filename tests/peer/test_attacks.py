@@ -5,9 +5,12 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 
+import lz4.block
 import pytest
 import trio
+import zstandard
 from trio.testing import MockClock
+from xxhash import xxh3_64_intdigest
 
 from plasmastream import ObjectID, PeerError
 from plasmastream.peer import (
@@ -35,7 +38,9 @@ from plasmastream.wire.stream.v2 import (
     AnyEvent,
     Close,
     Drop,
+    Encoding,
     End,
+    Listed,
     Message,
     Open,
     Outcomes,
@@ -45,8 +50,10 @@ from plasmastream.wire.stream.v2 import (
     Range,
     ServerConnection,
     Sizes,
+    Stat,
     Want,
 )
+from plasmastream.wire.stream.v2._frames import CHUNK, FrameType, pack_frame
 from tests.peer.helpers import CAPACITY, contents, fill, objects_of, serving
 from tests.peer.world import FAR, LIMITS, NEAR, PORT, World, open_world
 
@@ -227,7 +234,7 @@ async def test_what_is_released_is_found_by_nobody_while_it_is_taken_back(
 
 
 async def test_many_holes_cost_others_nothing(autojump_clock: MockClock) -> None:
-    count = 20_000
+    count = 16_000
     data = bytes(range(250)) * (2 * count // 250)
     async with open_world(capacity=1_000_000) as world:
         world.room = 8 << 10  # all that a turn of the server can find
@@ -260,7 +267,6 @@ async def test_what_one_want_does_not_name_the_next_one_does(
     objects: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many it takes, none of it counts as damage."""
-    assert put_server_module._WANTED_AT_ONCE == 65_536
     monkeypatch.setattr(put_server_module, "_WANTED_AT_ONCE", 5)
     ids, size = list(objects_of([(0, 0)] * objects, "wanted")), 600 // objects
     async with open_world() as world, attackers(world, 1) as (attacker,):
@@ -296,6 +302,62 @@ async def test_metadata_counts_in_what_one_peer_may_have_under_way(autojump_cloc
         await attacker.channel.send(Progress())
         assert await attacker.rest() == {0: Outcome.DONE, 1: Outcome.NO_ROOM}
         assert contents(world.stores[NEAR]) == {A: (bytes(1000), metadata)}
+
+
+# Payloads that are not what they say
+
+
+@pytest.mark.parametrize(
+    ("encoding", "payload"),
+    [
+        (Encoding.ZSTD, zstandard.ZstdCompressor().compress(bytes(10 << 20))),
+        (Encoding.ZSTD, zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1000))),
+        (Encoding.ZSTD, bytes(100)),
+        (Encoding.LZ4, lz4.block.compress(bytes(100_000), store_size=False)),
+        (Encoding.LZ4, lz4.block.compress(bytes(999), store_size=False)),
+    ],
+    ids=["zstd, too much", "zstd, who knows how much", "no zstd", "lz4, too much", "lz4, too little"],
+)
+async def test_a_payload_that_expands_to_something_else_is_damage(
+    encoding: Encoding, payload: bytes, autojump_clock: MockClock
+) -> None:
+    """It says that it has 1,000 bytes. Three times is enough; nobody else notices."""
+    async with open_world(near={B: (b"b", b"")}) as world, attackers(world, 1) as (attacker,):
+        want = await attacker.ask(Put(TOKEN, (A,), (Sizes(1000, 0),)))
+        for _ in range(3):
+            assert want == Want((Range(0, 0, 1000),))
+            connection = attacker.channel.connection
+            connection.send_object(0, 1000, b"")
+            body = CHUNK.pack(0, encoding, 0, 1000, len(payload), xxh3_64_intdigest(bytes(1000)))
+            head = pack_frame(FrameType.CHUNK, connection._tag, body)
+            await attacker.channel.transport.send([*connection.data_to_send(), head, payload], timeout=10)
+            want = await attacker.ask(Progress())
+            assert await world.client().stat([B])
+        assert want == Outcomes(0, Outcome.DAMAGED, "", (0,))
+        assert await attacker.rest() == {}
+        assert contents(world.stores[NEAR]) == {B: (b"b", b"")}
+
+
+# Slow, but fast enough
+
+
+async def test_who_is_just_fast_enough_is_served_and_holds_up_nobody(autojump_clock: MockClock) -> None:
+    """Of a request that comes at 4 KiB a second: it pins no more than has come of it."""
+    step, pause = 29 * 4300, 29.0
+    ids = tuple(ObjectID.from_name(f"slow {number}") for number in range(50_000))
+    async with open_world(near={B: (b"b", b"")}) as world, attackers(world, 1) as (attacker,):
+        world.room = 1 << 20
+        connection = attacker.channel.connection
+        connection.send(Stat((*ids, B)))
+        octets = b"".join(connection.data_to_send())
+        for at in range(0, len(octets), step):
+            await attacker.channel.transport.send([octets[at : at + step]], timeout=10)
+            await trio.sleep(pause)
+            assert await world.client().stat([B])
+        event = await attacker.channel.next_event()
+        assert isinstance(event, Listed)
+        assert event.object_ids == (B,)
+        assert trio.current_time() >= 200
 
 
 # Silence, and signs of life without an end

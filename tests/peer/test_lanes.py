@@ -7,13 +7,14 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from plasmastream import PeerError
-from plasmastream.peer import Outcome, PeerServer, RefusedError, ServerTimeouts, Transport, UnreachableError
+from plasmastream import LocalProtocolError, PeerError
+from plasmastream.peer import Outcome, PeerClient, PeerServer, RefusedError, ServerTimeouts, Transport, UnreachableError
 from plasmastream.peer._client import make_hello
 from plasmastream.peer._lanes import Introduction, Lane, Lanes, OldPeerError
 from plasmastream.store import EmbeddedStore
 from plasmastream.testing import memory_transports
 from plasmastream.wire.stream.v2 import Hello, Limits, ListObjects, Patience
+from tests.peer.helpers import CAPACITY, serving
 
 LIMITS = Limits()
 
@@ -190,3 +191,20 @@ async def test_who_meets_itself_is_told() -> None:
             async with lanes.channel(Lane.SMALL):
                 pytest.fail("opened")
         assert caught.value.outcome == Outcome.REFUSED
+
+
+async def test_a_client_belongs_to_a_thread_until_it_is_closed() -> None:
+    with EmbeddedStore(CAPACITY) as store:
+        async with serving(store) as server:
+            client = PeerClient(*server.address)
+
+            def use() -> None:
+                trio.run(client.list_objects)
+
+            await client.list_objects()
+            with pytest.raises(LocalProtocolError, match="belongs to another thread"):
+                await trio.to_thread.run_sync(use)
+            assert await client.list_objects() == []
+            await client.aclose()
+            await trio.to_thread.run_sync(use)
+            await client.aclose()

@@ -315,7 +315,9 @@ def test_what_failed_is_raised_with_what_became_of_all() -> None:
     assert caught.value.status == Status.NOT_FOUND
     with pytest.raises(IncompleteError, match=rf"^peer: object {name('c')}: "):
         check_results([missing], "peer")
-    with pytest.raises(UnreachableError, match=r"^nobody there$"):
+    with pytest.raises(UnreachableError, match=rf"^object {name('d')} and 1 more: nobody there; see that"):
         check_results([dead, dead], "peer")
+    with pytest.raises(UnreachableError, match=rf"^object {name('d')}: nobody there; "):
+        check_results([dead], "peer")
     with pytest.raises(IncompleteError, match="1 of 2"):
         check_results([done, dead], "peer")

@@ -23,10 +23,14 @@ OBJECTS = objects_of([(100, 5), (16 << 20, 10), (5, 0)])
 
 
 class Midway:
-    """A transfer over TCP that has come to the middle of its large objects, where it waits for `go_on`."""
+    """A transfer over TCP that has come to the middle of its large objects, where it waits for `go_on`.
 
-    def __init__(self, server: PeerServer) -> None:
+    Or to where they are opened, and are about to be read over a further connection.
+    """
+
+    def __init__(self, server: PeerServer, *, is_opened_only: bool) -> None:
         self.server = server
+        self.is_opened_only = is_opened_only
         self.reached = trio.Event()
         self.go_on = trio.Event()
         self.stopped = trio.Event()
@@ -36,9 +40,12 @@ class Midway:
 
     async def connect(self, host: str, port: int, *, timeout: float) -> Transport:
         """See `plasmastream.peer.Connect`."""
-        transport = await connect(host, port, timeout=timeout)
         self._connections += 1
-        if self._connections == 2:  # the first is for small objects
+        if self.is_opened_only and self._connections == 2:
+            self.reached.set()
+            await self.go_on.wait()
+        transport = await connect(host, port, timeout=timeout)
+        if not self.is_opened_only and self._connections == 2:  # the first is for small objects
             real, calls = transport.receive_into, 0
 
             async def receive_into(buffer: memoryview, *, timeout: float) -> int:
@@ -59,12 +66,14 @@ class Midway:
 
 
 @asynccontextmanager
-async def midway(kind: TransferKind) -> AsyncIterator[tuple[Midway, EmbeddedStore, EmbeddedStore]]:
+async def midway(
+    kind: TransferKind, *, is_opened_only: bool = False
+) -> AsyncIterator[tuple[Midway, EmbeddedStore, EmbeddedStore]]:
     """A transfer, its destination and its source. Nothing may be left of it in the end."""
     descriptors = open_descriptors()
     with EmbeddedStore(CAPACITY) as here, EmbeddedStore(CAPACITY) as there:
         fill(there, OBJECTS)
-        transfer = Midway(PeerServer(there, port=0))
+        transfer = Midway(PeerServer(there, port=0), is_opened_only=is_opened_only)
         with trio.fail_after(FOR_EVER):
             async with trio.open_nursery() as nursery:
                 await nursery.start(transfer.serve)
@@ -112,3 +121,21 @@ async def test_when_the_grace_is_over_a_transfer_breaks_off(kind: TransferKind) 
         assert {result.outcome for result in failed} <= {Outcome.BROKEN_OFF, Outcome.UNREACHABLE, Outcome.NOT_DROPPED}
         assert contents(here) | contents(there) == OBJECTS
         assert {result.object_id for result in failed} <= contents(there).keys()
+
+
+@pytest.mark.parametrize("kind", [TransferKind.COPY, TransferKind.TAKE])
+async def test_a_transfer_that_needs_a_further_connection_is_unreachable(kind: TransferKind) -> None:
+    """Nobody listens any more. It ends at once, well before the grace does, and so does the server."""
+    async with midway(kind, is_opened_only=True) as (transfer, here, there):
+        transfer.server.shut_down(2 * FOR_EVER)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not transfer.stopped.is_set()
+        transfer.go_on.set()
+        await transfer.done.wait()
+        await transfer.stopped.wait()
+        small, large, other = transfer.results
+        assert small.is_success
+        assert other.is_success
+        assert large.outcome == Outcome.UNREACHABLE
+        assert contents(here) | contents(there) == OBJECTS
+        assert large.object_id in contents(there)

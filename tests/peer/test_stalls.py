@@ -1,14 +1,19 @@
 """Version 2 when something stands still, at any call of any connection: the right deadline and words, nothing left."""
 
+import math
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from unittest.mock import patch
 
 import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
-from plasmastream.peer import PeerTimeouts, ServerTimeouts, TransferKind
-from plasmastream.store import NewObject
+from plasmastream import ObjectID
+from plasmastream.peer import Outcome, PeerTimeouts, ServerTimeouts, TransferKind
+from plasmastream.store import Buffer, EmbeddedStore, NewObject, UnsealedObject
 from plasmastream.testing import CallFault
 from tests.peer.helpers import objects_of
 from tests.peer.world import (
@@ -168,3 +173,53 @@ async def test_who_trickles_is_given_up_by_the_rate(slow: Slow, autojump_clock: 
                 await world.ended[0].wait()
                 assert trio.current_time() - began == pytest.approx(30)
                 nursery.cancel_scope.cancel()
+
+
+# A store that is slow
+
+
+class SlowStore(EmbeddedStore):
+    """A store whose objects take minutes to begin, as where others must go to a slow disk first."""
+
+    seconds = 200.0
+
+    @asynccontextmanager
+    async def create(
+        self, object_id: ObjectID, data_size: int, metadata: Buffer = b"", *, timeout: float = 0.0
+    ) -> AsyncIterator[UnsealedObject]:
+        """See `ObjectStore`."""
+        await trio.sleep(self.seconds)
+        async with super().create(object_id, data_size, metadata, timeout=timeout) as unsealed:
+            yield unsealed
+
+
+async def test_a_put_waits_for_a_slow_store_that_lives(autojump_clock: MockClock) -> None:
+    """Its server reads nothing meanwhile, and there is no room for all of it on the way."""
+    async with open_world(store=SlowStore) as world:
+        world.room = 500
+        results = await world.client().put([NewObject(LARGE[0], b"x" * 2500)])
+        assert [result.outcome for result in results] == [Outcome.DONE]
+        assert len(world.connections) == 1
+        assert trio.current_time() == pytest.approx(SlowStore.seconds)
+
+
+async def test_a_put_that_comes_back_waits_for_the_one_before(autojump_clock: MockClock) -> None:
+    """Whose server is still waiting for its store, though its connection is gone."""
+    async with open_world(store=SlowStore) as world:
+        world.let_happen(1, "client", CallFault.cut(4, "send"))
+        results = await world.client().put([NewObject(LARGE[0], b"x" * 2500)])
+        assert [result.outcome for result in results] == [Outcome.DONE]
+        assert len(world.connections) == 2
+        assert trio.current_time() == pytest.approx(SlowStore.seconds)
+
+
+async def test_a_put_is_given_up_when_its_server_does_not_read_for_long(autojump_clock: MockClock) -> None:
+    """Signs of life buy ten times the patience, and no more."""
+    with patch.object(SlowStore, "seconds", math.inf):
+        async with open_world(store=SlowStore) as world:
+            world.room = 500
+            (result,) = await world.client(timeouts=PeerTimeouts(retry=6)).put([NewObject(LARGE[0], b"x" * 2500)])
+            assert result.outcome == Outcome.STALLED
+            assert "signs of life, and nothing else" in result.reason
+            assert trio.current_time() == pytest.approx(60, abs=30)
+            world.kill(NEAR)

@@ -71,6 +71,20 @@ async def test_pieces_of_all_sizes_arrive_in_order(
             piece.release()  # nobody looks at it any more
 
 
+async def test_a_peer_with_an_excuse_is_given_more_time(
+    pair: tuple[TcpTransport, socket.socket], autojump_clock: MockClock
+) -> None:
+    transport, _ = pair
+    excuses = iter([True, True, False])
+
+    async def excuse() -> bool:
+        return next(excuses)
+
+    with pytest.raises(PeerStalledError, match="took nothing for 20 s"):
+        await transport.send([bytes(64 << 20)], timeout=20, excuse=excuse)
+    assert trio.current_time() == pytest.approx(3 * 20)
+
+
 async def test_a_peer_that_stands_still_is_given_up(
     pair: tuple[TcpTransport, socket.socket], autojump_clock: MockClock
 ) -> None:
@@ -254,6 +268,8 @@ async def test_connecting_waits_for_the_handshake(code: int, monkeypatch: pytest
     [
         (("10.0.0.1", 2021), "10.0.0.1:2021"),
         (("::1", 80), "[::1]:80"),
+        (("::ffff:10.0.0.1", 80, 0, 0), "10.0.0.1:80"),
+        (("::ffff:a00:1", 80, 0, 0), "[::ffff:a00:1]:80"),
         (("fe80::1%eth0", 80, 0, 3), "[fe80::1%eth0]:80"),
         (("node", 1), "node:1"),
     ],

@@ -15,6 +15,7 @@ import trio
 
 from plasmastream import ObjectID, PlasmastreamError
 from plasmastream.peer import (
+    Excuse,
     Limits2,
     PeerClient,
     PeerRequest,
@@ -202,17 +203,24 @@ class _SlowTransport:
             self._fast["receive_into"] = fast - nbytes
         return nbytes
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
+    async def send(
+        self,
+        pieces: Sequence[bytes | memoryview],
+        *,
+        timeout: float,
+        at_least: int = 1,
+        excuse: Excuse | None = None,
+    ) -> None:
         """See `Transport`."""
         octets, fast = b"".join(pieces), self._fast["send"]
         if fast is None:
             fast = len(octets)
         else:
             self._fast["send"] = max(0, fast - len(octets))
-        await self._transport.send([octets[:fast]], timeout=timeout, at_least=at_least)
+        await self._transport.send([octets[:fast]], timeout=timeout, at_least=at_least, excuse=excuse)
         for octet in octets[fast:]:
             await trio.sleep(1)
-            await self._transport.send([bytes([octet])], timeout=timeout)
+            await self._transport.send([bytes([octet])], timeout=timeout, excuse=excuse)
 
 
 def assert_nothing_left(

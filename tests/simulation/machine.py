@@ -91,9 +91,9 @@ class Door:
         """See `ObjectStore`."""
         return await (await self._open()).delete(object_ids)
 
-    async def list_objects(self) -> list[ObjectInfo]:
+    async def list_objects(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectInfo]:
         """See `ObjectStore`."""
-        return await (await self._open()).list_objects()
+        return await (await self._open()).list_objects(object_ids)
 
     async def inspect(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectStatus]:
         """See `ObjectStore`."""

@@ -12,7 +12,7 @@ from typing import Protocol
 import trio
 
 from plasmastream import PeerError
-from plasmastream.peer import Transport
+from plasmastream.peer import Excuse, Transport
 from plasmastream.testing import MemoryTransport, memory_transports
 from tests.simulation.faults import Plan, Weather
 from tests.simulation.trace import Trace
@@ -141,10 +141,17 @@ class Tap:
         self._network.trace.note(f"{self.name} has read {nbytes}")
         return nbytes
 
-    async def send(self, pieces: Sequence[bytes | memoryview], *, timeout: float, at_least: int = 1) -> None:
+    async def send(
+        self,
+        pieces: Sequence[bytes | memoryview],
+        *,
+        timeout: float,
+        at_least: int = 1,
+        excuse: Excuse | None = None,
+    ) -> None:
         """See `Transport`."""
         self._network.happens(f"{self.name} sends {sum(len(piece) for piece in pieces)}")
-        await self._transport.send(pieces, timeout=timeout, at_least=at_least)
+        await self._transport.send(pieces, timeout=timeout, at_least=at_least, excuse=excuse)
 
     def hold(self, seconds: float) -> None:
         """See `MemoryTransport.hold`."""

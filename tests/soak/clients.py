@@ -5,8 +5,9 @@ of both proxies, in JSON; then "load" and "calm" in turn. It answers "calm" with
 has ended. The end of its input ends it.
 
 A client makes objects in one store, asks the other side's server for them until it has them, looks at every byte,
-and deletes them. It sees both stores, since Unix sockets know no network namespaces. Whatever the network does, a
-transfer that has not succeeded after `LIMIT` seconds is stuck.
+and deletes them; or it has them in its own memory, and puts them into that store until they are there. It sees both
+stores, since Unix sockets know no network namespaces. Whatever the network does, a transfer that has not succeeded
+after `LIMIT` seconds is stuck.
 """
 
 import json
@@ -24,10 +25,10 @@ import attrs
 import trio
 
 from plasmastream import ObjectID, PlasmastreamError
-from plasmastream.peer import PeerRequest, Status, TransferKind, describe_status, open_peer
+from plasmastream.peer import PeerRequest, Result, Status, TransferKind, describe_outcome, describe_status, open_peer
 from plasmastream.store import NewObject, StoreClient, open_store
 from plasmastream.testing import open_fault_proxy
-from tests.soak.content import KIB, LARGE, Content, Job, draw_job
+from tests.soak.content import KIB, LARGE, Content, Job, Kind, draw_job
 from tests.soak.faults import script_of
 
 LIMIT = 180.0
@@ -61,7 +62,7 @@ class Counts:
     """What has happened so far."""
 
     transfers: Counter[str] = attrs.field(factory=Counter)
-    """COPY, TAKE: how many have ended well."""
+    """COPY, TAKE, PUT: how many have ended well."""
     faults: Counter[str] = attrs.field(factory=Counter)
     """Faults of the proxy, by their names."""
     failures: Counter[str] = attrs.field(factory=Counter)
@@ -149,18 +150,19 @@ class Clients:
     async def _move(self, job: Job) -> None:
         source, destination = self._stores[job.source], self._stores[1 - job.source]
         ids = list(job.objects)
-        await self._make(source, job)
+        if job.kind is not Kind.PUT:
+            await self._make(source, job)
         begun = time.monotonic()
         with trio.move_on_after(LIMIT) as limit:
             async with AsyncExitStack() as stack:
-                if job.kind is TransferKind.TAKE:
+                if job.kind is Kind.TAKE:
                     await stack.enter_async_context(self._somewhere(source, destination, job))
-                await self._succeed(job)
+                await (self._put(job) if job.kind is Kind.PUT else self._succeed(job))
             self.counts.slowest = max(self.counts.slowest, time.monotonic() - begun)
             await self._check(destination, job)
-            if job.kind is TransferKind.TAKE:
+            if job.kind is Kind.TAKE:
                 await self._await_deletion(source, job)
-            elif not all(await source.contains(ids)):
+            elif job.kind is Kind.COPY and not all(await source.contains(ids)):
                 self._find(f"the source has lost objects: {job}")
             self.counts.transfers[job.kind.name] += 1
             self.counts.objects += len(ids)
@@ -207,13 +209,42 @@ class Clients:
         self.counts.attempts += 1
         setup = self._setup
         port = self._proxies[job.source] if job.through_proxy else setup.port
-        request = PeerRequest(job.kind, IPv4Address(setup.addresses[job.source]), port, tuple(ids))
+        request = PeerRequest(TransferKind[job.kind.name], IPv4Address(setup.addresses[job.source]), port, tuple(ids))
         try:
             async with open_peer(setup.addresses[1 - job.source], setup.port) as peer:
                 (status,) = await peer.sync([request], timeout=_ANSWER_TIMEOUT)
         except PlasmastreamError as error:
             return type(error).__name__
         return None if status == Status.SUCCESS else describe_status(status)
+
+    async def _put(self, job: Job) -> None:
+        """Put objects until all are there."""
+        left = {
+            object_id: NewObject(
+                object_id, b"".join(self._content.pieces(object_id, size)), self._content.metadata(object_id)
+            )
+            for object_id, size in job.objects.items()
+        }
+        while left:
+            for result in await self._attempt_put(job, list(left.values())):
+                if result.is_success:
+                    del left[result.object_id]
+                else:
+                    self.counts.failures[f"PUT: {describe_outcome(result.outcome)}"] += 1
+            if left:
+                await trio.sleep(_PAUSE)
+
+    async def _attempt_put(self, job: Job, new: list[NewObject]) -> list[Result]:
+        """Put them once, straight or through the destination's proxy."""
+        self.counts.attempts += 1
+        destination = 1 - job.source
+        port = self._proxies[destination] if job.through_proxy else self._setup.port
+        try:
+            async with open_peer(self._setup.addresses[destination], port, version=2) as peer:
+                return await peer.put(new, timeout=_ANSWER_TIMEOUT)
+        except PlasmastreamError as error:
+            self.counts.failures[type(error).__name__] += 1
+            return []
 
     @asynccontextmanager
     async def _somewhere(self, source: StoreClient, destination: StoreClient, job: Job) -> AsyncIterator[None]:

@@ -4,12 +4,12 @@ import itertools
 import math
 import random
 from collections.abc import Iterator
+from enum import Enum, auto
 
 import attrs
 import xxhash
 
 from plasmastream import ObjectID
-from plasmastream.peer import TransferKind
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -54,13 +54,21 @@ def _differences(one: bytes | memoryview, other: bytes | memoryview) -> int:
     return sum(a != b for a, b in itertools.zip_longest(one, other))
 
 
+class Kind(Enum):
+    """How objects are moved: the destination is asked to fetch them by a SYNC, or is given them."""
+
+    COPY = auto()
+    TAKE = auto()
+    PUT = auto()
+
+
 @attrs.frozen
 class Job:
     """Objects to be moved together."""
 
-    kind: TransferKind
+    kind: Kind
     source: int
-    """The side that has them, 0 or 1; they go to the other."""
+    """The side that has them, 0 or 1; they go to the other. Of a PUT, the side that they do not go to."""
     through_proxy: bool
     objects: dict[ObjectID, int]
     """Their ids and sizes, in bytes."""
@@ -88,7 +96,7 @@ def draw_job(rng: random.Random, largest: int) -> Job:
         case _:
             sizes = [_log_uniform(rng, LARGE, max(LARGE, largest))]
     return Job(
-        kind=rng.choice(list(TransferKind)),
+        kind=rng.choice(list(Kind)),
         source=rng.randrange(2),
         through_proxy=rng.random() < 0.5,
         objects={ObjectID(rng.randbytes(20)): size for size in sizes},

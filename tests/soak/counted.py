@@ -1,5 +1,8 @@
 """Stands before a command ``python -m MODULE ...``: runs that module here, and keeps its number of tasks in a file.
 
+Peer servers in it fetch by the version of the protocol that is given, alone. Of themselves they would speak version 1
+with a peer whose connections end before its first answer, as they do here, and its objects have no checksums.
+
 Nothing in the package tells from outside how many tasks a process has; Trio tells an instrument, which this one puts
 into `trio.run`. The file has eight bytes, which are written in place: whoever reads them waits for nobody.
 """
@@ -11,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import trio
+
+from plasmastream.peer import PeerServer
 
 SIZE = 8
 
@@ -45,6 +50,7 @@ def read_count(path: Path) -> int:
 def main() -> None:
     """Run what follows `-m`, with Trio under watch."""
     tasks, run = Tasks(sys.argv[1]), trio.run
+    vars(PeerServer)["__init__"].__kwdefaults__["fetch_version"] = int(sys.argv[2])
 
     def counted_run(*args: Any, instruments: Any = (), **options: Any) -> Any:
         return run(*args, instruments=[*instruments, tasks], **options)

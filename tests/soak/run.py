@@ -79,13 +79,14 @@ class Outcome:
 class Machine:
     """A store and a peer server, in processes of their own, in one of the namespaces."""
 
-    def __init__(self, name: str, side: Side, directory: Path, memory: int) -> None:
+    def __init__(self, name: str, side: Side, directory: Path, options: Options) -> None:
         self.name = name
         self.side = side
         self.socket_path = str(directory / f"plasma-{name}")
         self.findings: list[str] = []
         self._tasks = {what: directory / f"tasks-{what}-{name}" for what in ("store", "server")}
-        self.store = StoreProcess(self.socket_path, memory, within=self._within("store"))
+        self._version = options.version
+        self.store = StoreProcess(self.socket_path, options.memory, within=self._within("store"))
         try:
             self._server = self._new_server()
             self._client = blocking.open_store(self.socket_path)
@@ -94,7 +95,7 @@ class Machine:
             raise
 
     def _within(self, what: str) -> list[str]:
-        return [*self.side.within, sys.executable, str(_COUNTED), str(self._tasks[what])]
+        return [*self.side.within, sys.executable, str(_COUNTED), str(self._tasks[what]), str(self._version)]
 
     def _new_server(self) -> Node:
         host = ["--host", self.side.address]
@@ -212,7 +213,7 @@ def soak(options: Options) -> Outcome:
         link.throttle(_BYTES_PER_SECOND)
         directory = stack.enter_context(short_directory())
         first, second = (
-            stack.enter_context(Machine(name, side, directory, options.memory))
+            stack.enter_context(Machine(name, side, directory, options))
             for name, side in zip(_NAMES, link.sides, strict=True)
         )
         machines = first, second

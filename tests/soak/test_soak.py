@@ -8,7 +8,7 @@ from plasmastream import ObjectID
 from plasmastream.testing import Cut, Flip, Script
 from tests.soak.__main__ import report
 from tests.soak.clients import Counts
-from tests.soak.content import MIB, Content, draw_job
+from tests.soak.content import MIB, Content, Kind, draw_job
 from tests.soak.faults import script_of
 from tests.soak.figures import trend_of
 from tests.soak.run import Options, soak
@@ -16,7 +16,7 @@ from tests.soak.run import Options, soak
 
 @pytest.mark.usefixtures("namespaces")
 def test_a_short_soak_finds_nothing() -> None:
-    outcome = soak(Options(seconds=3, seed=1, clients=2, largest=8 * MIB, longest_downtime=1))
+    outcome = soak(Options(seconds=3, seed=1, clients=2, largest=8 * MIB, longest_downtime=1, version=2))
     lines = list(report(outcome))
     print("\n".join(lines))
     assert outcome.findings == []
@@ -27,6 +27,7 @@ def test_a_short_soak_finds_nothing() -> None:
 def test_jobs_and_faults_depend_on_their_seed_alone() -> None:
     first, again, other = ([draw_job(random.Random(seed + i), MIB) for i in range(50)] for seed in (100, 100, 200))
     assert first == again != other
+    assert {job.kind for job in first} == set(Kind)
     scripts = [script_of(1, 0, number, 2) for number in range(300)]
     assert scripts == [script_of(1, 0, number, 2) for number in range(300)]
     assert {type(fault).__name__ for script in scripts for fault in script.to_client} == {

@@ -586,6 +586,17 @@ async def test_a_list_shows_every_object(door: Door) -> None:
 
 
 @contract
+async def test_a_list_of_some_objects_shows_those_in_the_order_asked(door: Door) -> None:
+    for object_id in (A, B, C):
+        await door.put(object_id, b"data")
+    infos = await door.store.list_objects([C, ObjectID.from_name("nothing"), A])
+    assert [info.object_id for info in infos] == [C, A]
+    everything = await door.store.list_objects()
+    assert all(info in everything for info in infos)
+    assert await door.store.list_objects([]) == []
+
+
+@contract
 async def test_a_full_store_makes_room_by_itself(door: Door) -> None:
     for object_id in names(10, "old"):
         await door.put(object_id, bytes(CAPACITY // 10))

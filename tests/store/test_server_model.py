@@ -17,6 +17,7 @@ from plasmastream import ObjectID
 from plasmastream.store._allocator import block_size
 from plasmastream.store._core import StoreCore
 from plasmastream.store._embedded import describe
+from plasmastream.store._server import _HANG_UP_POLL
 from plasmastream.wire.plasma import (
     EMPTY_SPEC,
     MISSING_SPEC,
@@ -438,16 +439,21 @@ class ServerMachine(RuleBasedStateMachine):
     @rule()
     def time_is_up(self) -> None:
         """For the get whose time is up next."""
-        waiting = [caller for caller in self.callers if caller.get is not None and caller.get.deadline < float("inf")]
+        self.expire(float("inf"))
+
+    def expire(self, before: float) -> bool:
+        """The same, if that is before some time; whether there was one."""
+        waiting = [caller for caller in self.callers if caller.get is not None and caller.get.deadline < before]
         waiting.sort(key=lambda caller: caller.get.deadline if caller.get else 0)
         if not waiting:
-            return
+            return False
         caller = waiting[0]
         assert caller.get is not None
         self.store.jump(caller.get.deadline)
         self.model.stop_waiting(caller.get.waiting)
         self.finish_get(caller)
         self.run(caller)
+        return True
 
     @precondition(lambda self: self.model.waiting)
     @rule(number=callers, evict=evict)
@@ -462,6 +468,8 @@ class ServerMachine(RuleBasedStateMachine):
     @rule(number=callers, new=st.lists(requests, max_size=5), cut=st.sampled_from([0, 0, 1, 40]), how=ways_to_end)
     def leave(self, number: int, new: list[Request], cut: int, how: Request | None) -> None:
         """By saying so, or nonsense; by just closing; or by dying."""
+        while self.expire(self.store.now + 2 * _HANG_UP_POLL):  # which `replace` lets pass
+            pass
         caller = self.callers[number]
         if how is not None:
             self.say_what_ends_it(caller, how)
@@ -499,7 +507,12 @@ class ServerMachine(RuleBasedStateMachine):
         self.replace(caller)
 
     def replace(self, caller: Caller) -> None:
-        """Somebody else comes instead of who has gone."""
+        """Somebody else comes instead of who has gone.
+
+        While a get waits, an end behind much that was read ahead is looked for now and then.
+        """
+        if caller.get is not None:
+            self.store.jump(self.store.now + _HANG_UP_POLL)
         if not caller.is_over:
             self.end(caller)
         self.run(caller)
@@ -553,8 +566,7 @@ class ServerMachine(RuleBasedStateMachine):
                 self.store.do(caller.close)
             for subscriber in self.subscribers:
                 subscriber.sock.close()
-            # An end behind much that was read ahead is looked for now and then.
-            self.store.jump(self.store.now + 1)
+            self.store.jump(self.store.now + _HANG_UP_POLL)  # see `replace`
             assert not self.core._pending
             assert not self.core._listeners
             assert not self.core.table.quotas

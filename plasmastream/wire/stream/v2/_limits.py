@@ -45,7 +45,7 @@ class Limits:
     """Metadata of one object."""
     chunk_size: int = attrs.field(default=1 << 20, validator=_between(1, MAX_CHUNK_SIZE))
     """The largest chunk to send, and to take."""
-    small_size: int = attrs.field(default=64 << 10, validator=_between(0, 64 << 10))
+    small_size: int = attrs.field(default=128 << 10, validator=_between(0, 256 << 10))
     """Data and metadata of an object that is sent in a RUN."""
     run_size: int = attrs.field(default=256 << 10, validator=_between(1, MAX_RUN_SIZE // 2))
     """A RUN is sent when it has grown to so much."""

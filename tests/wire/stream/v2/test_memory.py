@@ -213,6 +213,27 @@ def test_bombs_do_not_burst(encoding: Encoding) -> None:
         assert client.next_event() == RunDamaged()
 
 
+def test_a_frame_that_does_not_say_its_size_is_no_payload() -> None:
+    """Its receiver would have to believe in it to find out."""
+    silent = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1000))
+    assert zstandard.ZstdDecompressor().decompress(silent, max_output_size=1000) == bytes(1000)
+    assert decode(Encoding.ZSTD, silent, 1000) is None
+
+
+def test_a_frame_that_lies_about_its_size_or_asks_for_a_large_window_is_no_payload() -> None:
+    honest = zstandard.ZstdCompressor().compress(bytes(BIG))
+    magic, one_frame = honest[:4], honest
+    assert decode(Encoding.ZSTD, one_frame + one_frame, BIG) is None
+    assert decode(Encoding.ZSTD, one_frame + one_frame, 2 * BIG) is None
+    # A window of 128 MiB, four bytes of size, and a block that never comes.
+    head = magic + b"\x80" + bytes([17 << 3]) + (1000).to_bytes(4, "little")
+    with at_most(4 * BIG):
+        assert decode(Encoding.ZSTD, head + (50 << 3).to_bytes(3, "little"), 1000) is None
+    # The same, and a block of 128 KiB.
+    with at_most(4 * BIG):
+        assert decode(Encoding.ZSTD, head + (1 | 1 << 1 | (128 << 10) << 3).to_bytes(3, "little") + b"x", 1000) is None
+
+
 @pytest.mark.parametrize("encoding", BOMBS)
 def test_encodings(encoding: Encoding) -> None:
     for size in (1, 100, 65_536, BIG):
