@@ -84,24 +84,27 @@ class Desk:
             if ready:
                 haste.end()
                 for descriptor, _ in ready:
-                    self._serve(self._visits[descriptor])
-                visits += len(ready)
+                    is_over = self._serve(self._visits[descriptor])
+                    visits += _MOST_VISITS if is_over else 1  # so that its own task comes, and takes it away
                 haste.begin()
-            elif not haste.looks_again():
+            elif haste.looks_again():
+                visits += 1
+            else:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 visits = 0
-                continue
-            visits += 1
             if visits >= _MOST_VISITS:
                 await trio.lowlevel.checkpoint()
                 visits = 0
 
-    def _serve(self, visit: _Visit[Any]) -> None:
+    def _serve(self, visit: _Visit[Any]) -> bool:
+        """Serve who goes on here, and tell whether they do not."""
         if visit.over.is_set():
-            return  # its own task has not come to take it away yet
+            return True
         try:
             visit.result = visit.serve()
         except Exception as error:
             visit.error = error
-        if visit.result is not None or visit.error is not None:
-            visit.over.set()
+        if visit.result is None and visit.error is None:
+            return False
+        visit.over.set()
+        return True
