@@ -206,6 +206,8 @@ class _Session:
         while not self._hung_up:
             rest = await self._desk.attend(self._transport.fileno(), self._serve)
             await rest()
+            if self._owes_much:
+                await self._flush()
 
     def _serve(self) -> _Rest | None:
         """Answer what the client has sent, until there is no more, or something is to be waited for."""
@@ -236,7 +238,7 @@ class _Session:
                 return partial(self._answer, event)
             if rest is not None:
                 return partial(self._answer, event, rest)
-            return self._flush if self._transport.queued_bytes > self._limits.unread_replies else None
+            return self._flush if self._owes_much else None
         assert isinstance(event, Subscribed)
         self._subscribe(event.descriptor)
         return None
@@ -271,6 +273,11 @@ class _Session:
             self._transport.flush_nowait()  # the kernel takes some sooner than it says that it does
             if self._transport.queued_bytes == left:
                 raise TimeoutError
+
+    @property
+    def _owes_much(self) -> bool:
+        """Whether so many bytes of replies are unread that the next request must wait."""
+        return self._transport.queued_bytes > self._limits.unread_replies
 
     def _exceeds(self, most: int | None, number: int, what: str) -> bool:
         """Whether a number is over its limit, which is told once."""
