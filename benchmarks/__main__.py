@@ -8,13 +8,14 @@ Each figure is a median of rounds in which rivals took turns. `--save` keeps the
 
 import argparse
 import signal
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager
 
 from benchmarks import beside, curves, peer_rows, start_rows, store_rows
 from benchmarks.contest import Contest, Outcome, run
 from benchmarks.curve import Curve, Drawn, draw
-from benchmarks.report import line, save
+from benchmarks.report import lines, save
 
 PARTS: dict[str, Callable[[], AbstractContextManager[Sequence[Contest | Curve]]]] = {
     "peer": peer_rows.contests,
@@ -33,27 +34,47 @@ def main() -> None:
     parser.add_argument("--row", type=int, action="append", help="only this row of the table of marks")
     parser.add_argument("--save", action="store_true", help="keep the results in the repository")
     asked = parser.parse_args()
+    if asked.save and asked.row:
+        parser.error("--save keeps whole parts, not rows of them")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the processes that were started are ended then, too
+    unknown = [part for part in asked.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"there is no part {unknown[0]!r}")
+    failed = False
     for part in asked.parts or PARTS:
-        if part not in PARTS:
-            parser.error(f"there is no part {part!r}")
         print(f"{part}:", flush=True)
-        results: list[Outcome | Drawn] = []
-        with PARTS[part]() as entries:
-            for entry in entries:
-                if asked.row and not entry.rows & set(asked.row):
-                    continue
-                if isinstance(entry, Curve):
-                    # Whether a curve is flat is asked of few points, which have to be right.
-                    drawn = draw(entry, asked.rounds if entry.is_flat else max(3, asked.rounds // 3))
-                    print(drawn.table(), "", sep="\n", flush=True)
-                    results.append(drawn)
-                else:
-                    outcome = run(entry, asked.rounds)
-                    print(line(outcome), flush=True)
-                    results.append(outcome)
+        try:
+            results = measure(part, asked.rounds, set(asked.row or ()))
+        except RuntimeError as error:  # a process has failed, perhaps for want of memory; the other parts may do
+            print(f"not measured: {error}", flush=True)
+            failed = True
+            continue
         if asked.save:
             print(f"kept in {save(part, results)}")
+    sys.exit(failed)
+
+
+def measure(part: str, rounds: int, rows: Set[int]) -> list[Outcome | Drawn]:
+    """Measure a part, or only what belongs to some rows of the table of marks, and print what comes out.
+
+    Raises:
+        RuntimeError: a process that takes part has failed; it says why.
+    """
+    results: list[Outcome | Drawn] = []
+    with PARTS[part]() as entries:
+        for entry in entries:
+            if rows and not entry.rows & rows:
+                continue
+            if isinstance(entry, Curve):
+                # Whether a curve is flat is asked of few points, which have to be right.
+                drawn = draw(entry, rounds if entry.is_flat else max(3, rounds // 3))
+                print(drawn.table(), "", sep="\n", flush=True)
+                results.append(drawn)
+            else:
+                outcome = run(entry, rounds)
+                print(lines(outcome), flush=True)
+                results.append(outcome)
+    return results
 
 
 main()

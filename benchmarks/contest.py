@@ -98,8 +98,8 @@ class Contest:
     missing: Mapping[str, str] = attrs.Factory(dict)
     """Rivals that cannot take part here, and why."""
     ours: int = 1
-    """How many of the contestants, from the first on, are held against all others."""
-    most_seconds: float = 20.0
+    """How many of the contestants, from the first on, are held against all others. A mark may be about any."""
+    most_seconds: float = 15.0
     """After which it stops, but not before the third round."""
 
     @property

@@ -17,13 +17,17 @@ PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def line(outcome: Outcome) -> str:
-    """One line for the terminal."""
-    figures = ", ".join(f"{name} {_number(figure)}" for name, figure in outcome.figures.items())
-    ratios = "".join(f"; {ratio}" for ratio in _ratios(outcome))
-    marks = "".join(f"; {verdict}" for verdict in _verdicts(outcome))
-    missing = "".join(f"; without {name}: {reason}" for name, reason in outcome.missing.items())
-    return f"{outcome.row:>3}  {outcome.work}: {figures} {outcome.unit}{ratios}{marks}{missing}"
+def lines(outcome: Outcome) -> str:
+    """A few lines for the terminal: the work, everybody's figure and ratios, and what became of the marks."""
+    rows = ", ".join(map(str, sorted(outcome.rows - {0})))
+    said = [f"{rows:>5}  {outcome.work}, {outcome.unit}:"]
+    width = max(map(len, outcome.figures))
+    for who, figure in outcome.figures.items():
+        ratios = ", ".join(f"{_ratio(ratio)} of {name}" for name, ratio in outcome.ratios.get(who, {}).items())
+        said.append(f"{who:{width}}  {_number(figure)}{'; ' if ratios else ''}{ratios}")
+    said += _verdicts(outcome)
+    said += [f"without {name}: {reason}" for name, reason in outcome.missing.items()]
+    return "\n           ".join(said)
 
 
 def as_json(part: str, results: Sequence[Outcome | Drawn]) -> dict[str, Any]:
@@ -109,10 +113,10 @@ _WORDS = {True: "reached", False: "**missed**", None: "not measured: its rival i
 
 
 def _verdicts(outcome: Outcome) -> list[str]:
-    several = len(outcome.ratios) > 1
+    verdicts = list(outcome.verdicts())
+    several = len({verdict.who for verdict in verdicts}) > 1
     return [
-        f"{f'{verdict.who}: ' if several else ''}{verdict.mark}: {_WORDS[verdict.is_met]}"
-        for verdict in outcome.verdicts()
+        f"{f'{verdict.who}: ' if several else ''}{verdict.mark}: {_WORDS[verdict.is_met]}" for verdict in verdicts
     ]
 
 

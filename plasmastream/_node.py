@@ -91,6 +91,7 @@ async def run_node(
     external_store: bool = False,
     grace: float = DEFAULT_GRACE,
     timeouts: ServerTimeouts | None = None,
+    fetch_version: int | None = None,
 ) -> None:
     """Serve a store's objects to other machines until SIGINT or SIGTERM.
 
@@ -106,6 +107,7 @@ async def run_node(
         external_store: fail rather than serve a new store.
         grace: in seconds.
         timeouts: how patient the server is.
+        fetch_version: what to speak with peers that it fetches from: see `PeerServer`.
 
     Raises:
         StoreConnectionError: an external store was asked for, and none answers.
@@ -117,7 +119,14 @@ async def run_node(
         ending = await stack.enter_async_context(_until_signalled())
         start = partial(_embedded_store, plasma_socket, new_store, ending)
         store = await stack.enter_async_context(_store_at(plasma_socket, start, external_store))
-        server = PeerServer(store, host=host, port=port, max_connections=max_connections, timeouts=timeouts)
+        server = PeerServer(
+            store,
+            host=host,
+            port=port,
+            max_connections=max_connections,
+            timeouts=timeouts,
+            fetch_version=fetch_version,
+        )
 
         def shut_down() -> None:
             _log.info("stopping; transfers under way have %g s, or until the next signal", grace)

@@ -24,7 +24,7 @@ import attrs
 import pytest
 
 from plasmastream import ObjectExistsError, ObjectID, StoreConnectionError, StoreFullError
-from plasmastream.blocking import Lease, NewObject, StoreClient, UnsealedObject, open_store
+from plasmastream.blocking import Lease, Leases, NewObject, StoreClient, UnsealedObject, open_store
 from plasmastream.blocking import _client as blocking
 from plasmastream.store import EmbeddedStore, ObjectStore
 from plasmastream.wire.plasma import NO_DIGEST, ErrorCode, ObjectInfo
@@ -94,11 +94,15 @@ def await_holders(client: StoreClient, expected: dict[ObjectID, int]) -> None:
 
 
 @contextmanager
-def interrupted(after: float, error: type[BaseException] = KeyboardInterrupt) -> Iterator[None]:
-    """Have a signal handler raise in this thread, in so many seconds."""
+def interrupted(
+    after: float, error: type[BaseException] = KeyboardInterrupt, *, within: str | None = None
+) -> Iterator[None]:
+    """Have a signal handler raise in this thread, in so many seconds, or later: when it is `within` a function."""
 
-    def handle(number: int, frame: object) -> None:
-        raise error
+    def handle(number: int, frame: FrameType | None) -> None:
+        if within is None or (frame is not None and frame.f_code.co_name == within):
+            raise error
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
 
     before = signal.signal(signal.SIGALRM, handle)
     try:
@@ -158,10 +162,10 @@ class InThreads:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(block.__exit__, None, None, None)
 
-    async def put_many(self, objects: Sequence[NewObject], **options: float) -> list[Lease]:
+    async def put_many(self, objects: Sequence[NewObject], **options: float) -> Leases[Lease]:
         return await self._run(self.client.put_many, objects, **options)
 
-    async def get(self, object_ids: Sequence[ObjectID], **options: float | None) -> list[Lease | None]:
+    async def get(self, object_ids: Sequence[ObjectID], **options: float | None) -> Leases[Lease | None]:
         return await self._run(self.client.get, object_ids, **options)
 
     async def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:
@@ -520,6 +524,62 @@ def test_views_outlive_the_store_too(socket_directory: Path) -> None:
         own.release()
 
 
+# Many at once
+
+
+@pytest.mark.parametrize("how", ["released", "left", "dropped", "after the client", "dropped after the client"])
+def test_many_are_given_back_at_once(how: str, watcher: StoreClient) -> None:
+    # What is said one by one after the client must fit into the socket.
+    many = names(100 if how == "dropped after the client" else 1500, "many")
+    with open_store(watcher.path) as client:
+        leases = client.put_many([NewObject(object_id, object_id) for object_id in many])
+        with client.get(many[:3]) as first, without_collector():
+            view = leases[7].data[1:]
+            leases[8].release()
+            if "after" in how:
+                client.close()
+            if how == "left":
+                with leases:
+                    assert [bytes(lease.data) for lease in leases[:2]] == many[:2]
+            elif "dropped" in how:
+                del leases
+            else:
+                leases.release()
+                leases.release()
+                with pytest.raises(ValueError, match="released"):
+                    bytes(leases[9].data)
+            held = dict.fromkeys(many[:3], 1) | {many[7]: 1}
+            if how == "dropped":
+                client.contains([A])
+            wait_until(lambda: holders(watcher) == held, 5, "all but four are let go")
+            assert [bytes(lease.data) for lease in first if lease] == many[:3]
+        assert bytes(view) == many[7][1:]
+        del view
+        client.close()
+    wait_until(lambda: holders(watcher) == {}, 5, "the others are let go")
+
+
+def holders(watcher: StoreClient) -> dict[ObjectID, int]:
+    """How many connections hold each object, of those that are held."""
+    return {info.object_id: info.ref_count for info in watcher.list_objects() if info.ref_count}
+
+
+def test_objects_that_are_asked_for_twice_and_some_that_are_missing(watcher: StoreClient) -> None:
+    many = names(5000, "many")
+    with open_store(watcher.path) as client:
+        client.put_many([NewObject(object_id, object_id) for object_id in many if object_id != many[4500]]).release()
+        asked = [*many, C, *many[4000:4100]]
+        leases = client.get(asked)
+        assert [None if lease is None else bytes(lease.data) for lease in leases] == [
+            None if object_id in (many[4500], C) else object_id for object_id in asked
+        ]
+        del leases[:4050]
+        client.contains([A])
+        wait_until(lambda: set(holders(watcher)) == {*many[4000:]} - {many[4500]}, 5, "those of which no lease is left")
+        leases.release()
+        wait_until(lambda: holders(watcher) == {}, 5, "all are let go")
+
+
 # Mistakes and batches
 
 
@@ -673,7 +733,7 @@ def test_an_interrupt_calls_off_waiting_for_room(client: StoreClient) -> None:
             pytest.fail("created")
 
     with client.create(A, CAPACITY) as unsealed:
-        with interrupted(0.1):
+        with interrupted(0.1, within="_when_there_is_room"):  # and not in the midst of a request
             wait()
         unsealed.seal(NO_DIGEST)
     await_holders(client, {A: 0})

@@ -4,7 +4,7 @@ import sys
 
 from benchmarks.workers.loop import new_ids, seconds, serve, timed
 from plasmastream import ObjectID
-from plasmastream.blocking import Lease, NewObject, StoreClient, open_store
+from plasmastream.blocking import Lease, Leases, NewObject, StoreClient, open_store
 
 client = open_store(sys.argv[1])
 
@@ -19,10 +19,9 @@ def _put(count: int, size: int) -> list[ObjectID]:
     return ids
 
 
-def _release(leases: "list[Lease] | list[Lease | None]") -> None:
-    for lease in leases:
-        assert lease is not None
-        lease.release()
+def _release(leases: Leases[Lease] | Leases[Lease | None]) -> None:
+    assert None not in leases
+    leases.release()
 
 
 def create(count: int, size: int) -> float:

@@ -6,7 +6,7 @@ No event loop is imported here. `plasmastream.store` waits with anyio, `plasmast
 from plasmastream._client._connection import RETRY_FIRST, RETRY_LAST, Connection, connect
 from plasmastream._client._copying import copy_and_digest
 from plasmastream._client._haste import Haste
-from plasmastream._client._lease import Buffer, FileSlice, Lease, NewObject, Unsealed
+from plasmastream._client._lease import Buffer, FileSlice, Lease, Leases, NewObject, Ticket, Unsealed
 from plasmastream._client._requests import (
     AT_ONCE,
     DEFAULT_SOCKET,
@@ -35,9 +35,11 @@ __all__ = [
     "Haste",
     "Inspection",
     "Lease",
+    "Leases",
     "Mapping",
     "NewObject",
     "Session",
+    "Ticket",
     "UnixSocket",
     "Unsealed",
     "WatchedMemory",

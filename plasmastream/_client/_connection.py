@@ -1,13 +1,24 @@
 """A program's end of a connection to a store, as far as nothing is waited for."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 from plasmastream._client._socket import UnixSocket, close_descriptors
 from plasmastream._errors import NotSupportedError, RemoteProtocolError, StoreConnectionError
+from plasmastream._object_id import ObjectID
 from plasmastream._os_errors import reason_of
-from plasmastream.wire.plasma import CONNECTION_CLOSED, MAX_BODY_SIZE, NEED_DATA, ClientConnection, Message, Reply
+from plasmastream.wire.plasma import (
+    CONNECTION_CLOSED,
+    MAX_BODY_SIZE,
+    MAX_RELEASED,
+    NEED_DATA,
+    ClientConnection,
+    Message,
+    ReleaseManyRequest,
+    ReleaseRequest,
+    Reply,
+)
 
 RETRY_FIRST, RETRY_LAST = 0.005, 0.1
 """Seconds between attempts at what can only be asked for again and again."""
@@ -36,12 +47,24 @@ class Connection(Generic[_SocketT]):
             NotSupportedError: the store would not understand it.
             StoreConnectionError: the connection is broken.
         """
+        self.post_all((message,))
+
+    def post_all(self, messages: Iterable[Message]) -> None:
+        """As `post`, for several messages that go together."""
         if self.broken:
             raise StoreConnectionError(self.broken)
-        if not self._wire.is_understood(message):
-            raise NotSupportedError(f"the store at {self.path} does not tell who holds what: it is none of ours")
-        self._wire.send(message)
+        for message in messages:
+            if not self._wire.is_understood(message):
+                raise NotSupportedError(f"the store at {self.path} does not tell who holds what: it is none of ours")
+            self._wire.send(message)
         self._transport.queue(self._wire.data_to_send())
+
+    def releases(self, object_ids: Sequence[ObjectID]) -> list[Message]:
+        """The messages that let go of objects, in as few as this store understands."""
+        if len(object_ids) > 1 and self._wire.is_understood(ReleaseManyRequest):
+            starts = range(0, len(object_ids), MAX_RELEASED)
+            return [ReleaseManyRequest(tuple(object_ids[start : start + MAX_RELEASED])) for start in starts]
+        return [ReleaseRequest(object_id) for object_id in object_ids]
 
     def flush_nowait(self) -> bool:
         """Send what the kernel takes, and tell whether that is all. A broken connection shows at the next call."""

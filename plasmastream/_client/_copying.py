@@ -1,8 +1,9 @@
 """Writing a large object: the copy and the digest in one pass, piece by piece, on two processors at once.
 
-A piece is hashed while it is still in the cache, and the digest of a large object is made of eight parts that nobody
-needs in order. Both are done without the interpreter's lock, which is why memory is moved by address here: an
-assignment between memoryviews keeps the lock for as long as it takes.
+A piece is hashed as it comes from memory, and copied while it is still in the cache: hashing is work for the processor,
+and hides the wait. The digest of a large object is made of eight parts that nobody needs in order. Both are done
+without the interpreter's lock, which is why memory is moved by address here: an assignment between memoryviews keeps
+the lock for as long as it takes.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ _WORKERS = min(2, len(os.sched_getaffinity(0)))
 
 
 def copy_and_digest(source: Buffer, into: memoryview, metadata: Buffer) -> bytes:
-    """Copy bytes into memory of the same size, and compute the digest of what is there then.
+    """Copy bytes into memory of the same size, and compute their digest; they must not change meanwhile.
 
     Nothing writes there any more when this returns, or raises.
     """
@@ -28,7 +29,7 @@ def copy_and_digest(source: Buffer, into: memoryview, metadata: Buffer) -> bytes
         into[:] = source
         return object_digest(into, metadata)
     digest = LargeDigest(len(source))
-    beginning, end = address_of(source), address_of(into)
+    view, beginning, end = memoryview(source), address_of(source), address_of(into)
     is_over = False
 
     def work(parts: Iterable[int]) -> None:
@@ -38,8 +39,8 @@ def copy_and_digest(source: Buffer, into: memoryview, metadata: Buffer) -> bytes
                 if is_over:
                     return
                 stop = min(start + _PIECE, span.stop)
+                digest.update(part, view[start:stop])
                 ctypes.memmove(end + start, beginning + start, stop - start)
-                digest.update(part, into[start:stop])
 
     parts = range(len(digest.spans))
     threads = [_Beside(work, parts[first::_WORKERS]) for first in range(1, _WORKERS)]

@@ -25,7 +25,9 @@ class Lingering:
 
     def tell(self, requests: Iterable[Message]) -> None:
         """Send what the kernel takes; the rest goes with the next, or needs not be said any more."""
-        self._transport.queue(Outgoing[int](encode(request)) for request in requests)
+        said = b"".join(map(encode, requests))
+        if said:
+            self._transport.queue((Outgoing(said),))
         try:
             self._transport.flush_nowait()
         except OSError:

@@ -3,13 +3,12 @@
 import mmap
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, islice, repeat
 from typing import Generic, TypeVar
 
-import attrs
-
 from plasmastream._client._connection import Connection
-from plasmastream._client._lease import FileSlice, Lease
+from plasmastream._client._lease import Lease, Leases, Place, Ticket
 from plasmastream._client._lingering import Lingering
 from plasmastream._client._requests import AT_ONCE
 from plasmastream._client._socket import UnixSocket, close_descriptors
@@ -17,12 +16,9 @@ from plasmastream._client._watched import WatchedMemory
 from plasmastream._errors import StoreError
 from plasmastream._object_id import ObjectID
 from plasmastream._os_errors import reason_of
-from plasmastream.wire.plasma import AbortRequest, ObjectSpec, ReleaseRequest
+from plasmastream.wire.plasma import AbortRequest, Message, ObjectSpec, Specs
 
 _ConnectionT = TypeVar("_ConnectionT", bound=Connection[UnixSocket])
-
-
-_NO_MEMORY = WatchedMemory()
 
 
 def _nobody() -> None:
@@ -68,14 +64,6 @@ class Mapping:
         self.close()  # where the last view went after the client did, nobody else will
 
 
-@attrs.define(eq=False)
-class _Held:
-    """An object that the store holds for us, and how many of our leases it is held for."""
-
-    spec: ObjectSpec
-    leases: int = 0
-
-
 class Session(Generic[_ConnectionT]):
     """A connection, what is held over it, and the memory behind that.
 
@@ -100,40 +88,76 @@ class Session(Generic[_ConnectionT]):
         """What the client is writing: created over this connection, and neither sealed nor aborted."""
         self._on_unsent = on_unsent
         self._on_release = on_release
-        self._held: dict[ObjectID, _Held] = {}
-        self._given_back: deque[ObjectID] = deque()
+        self._places: dict[ObjectID, Place] = {}  # of what the store holds for us
+        self._counts: dict[ObjectID, int] = {}  # of our leases on each of them
+        self._tickets: dict[Ticket, ObjectID] = {}  # what each lease is on
+        self._next_tickets = count()
+        self._given_back: deque[Ticket] = deque()
         self._let_go: list[ObjectID] = []
         self._lingering: Lingering | None = None  # where it was closed and something is still held
 
-    def holds(self, object_id: ObjectID) -> bool:
-        """Whether the store holds an object for us."""
-        return object_id in self._held
+    def unknown(self, object_ids: Iterable[ObjectID]) -> tuple[ObjectID, ...]:
+        """Those that the store does not hold for us, each once."""
+        distinct = dict.fromkeys(object_ids)
+        if self._places.keys().isdisjoint(distinct):
+            return tuple(distinct)
+        return tuple([object_id for object_id in distinct if object_id not in self._places])
 
-    def hold(self, object_id: ObjectID, spec: ObjectSpec | None = None) -> None:
-        """Count one more lease; `spec` where the store has just begun to hold the object."""
-        if spec is not None:
-            self._held.setdefault(object_id, _Held(spec))
-        self._held[object_id].leases += 1
+    def take_in(self, object_ids: Sequence[ObjectID], specs: Sequence[ObjectSpec]) -> None:
+        """Note what the store holds for us from now on, if it is not missing; no lease is counted yet."""
+        start = 0
+        for places in _places(specs):
+            ids = object_ids[start : start + len(places)]
+            start += len(places)
+            found = dict(zip(ids, places, strict=True))
+            if None in places:
+                found = {object_id: place for object_id, place in found.items() if place is not None}
+            self._counts.update(dict.fromkeys(found, 0))
+            self._places.update(found)  # type: ignore[arg-type]
 
-    def lease(self, object_id: ObjectID) -> Lease | None:
-        """A lease on an object that is held; None for any other."""
-        held = self._held.get(object_id)
-        if held is None:
-            return None
-        held.leases += 1
-        spec = held.spec
-        memory, offset, file = _NO_MEMORY, 0, FileSlice(-1, 0)
-        if spec.data_size or spec.metadata_size:  # an empty object may be in no segment that is mapped here
-            mapping = self.mappings[spec.segment_index]
-            memory, offset, file = mapping.watched, spec.data_offset, FileSlice(mapping.fd, spec.data_offset)
-        sizes = spec.data_size, spec.metadata_size
-        return Lease(object_id, memory, offset, *sizes, file, self.give_back, self._released)
+    def hold(self, object_id: ObjectID) -> Ticket:
+        """Count one more lease on an object that the store holds for us; `give_back` takes the ticket."""
+        ticket = next(self._next_tickets)
+        self._counts[object_id] += 1
+        self._tickets[ticket] = object_id
+        return ticket
 
-    def give_back(self, object_id: ObjectID) -> None:
-        """Remember that a lease has ended. For finalizers: may be called in any thread, in the midst of anything."""
-        self._given_back.append(object_id)
+    def leases(self, object_ids: Sequence[ObjectID]) -> Leases[Lease | None]:
+        """A lease on each object that the store holds for us; None for any other."""
+        places = list(map(self._places.get, object_ids))
+        if None in places:
+            return Leases([self._lease(object_id) for object_id in object_ids])
+        tickets = list(islice(self._next_tickets, len(places)))
+        leases: Leases[Lease | None] = Leases(map(Lease, object_ids, places, tickets, repeat(self)))  # type: ignore[arg-type]
+        counts = self._counts
+        for object_id in object_ids:
+            counts[object_id] += 1
+        self._tickets.update(zip(tickets, object_ids, strict=True))
+        return leases
+
+    def forget_unleased(self, object_ids: Iterable[ObjectID]) -> None:
+        """Let go of those for which no lease was counted: what comes after `take_in` was broken off."""
+        for object_id in object_ids:
+            if self._counts.get(object_id) == 0:
+                self.give_back((self.hold(object_id),))
+
+    def shown(self, index: int) -> Mapping:
+        """A segment, of which something is held."""
+        return self.mappings[index]
+
+    def give_back(self, tickets: Sequence[Ticket]) -> None:
+        """Remember leases that have ended. For finalizers: may be called in any thread, in the midst of anything."""
+        self._given_back.extend(tickets)
         if self._lingering is not None:
             self._settle_lingering(self._lingering)  # there is no next call that would
+
+    def released(self) -> None:
+        """Act on the leases that have ended, as `on_release` does."""
+        on_release = self._on_release  # which another thread may be about to forget
+        if on_release is None:
+            self.settle()
+        else:
+            on_release(self)
 
     @property
     def has_notes(self) -> bool:
@@ -152,8 +176,7 @@ class Session(Generic[_ConnectionT]):
         self._take_notes()
         if not self._let_go or self.connection.is_busy or self.connection.broken:
             return  # without a connection the store has let go by itself
-        for request in self._take_releases():
-            self.connection.post(request)
+        self.connection.post_all(self._take_releases())
         if not self.connection.flush_nowait():
             self._on_unsent()
 
@@ -181,7 +204,7 @@ class Session(Generic[_ConnectionT]):
         """
         self._take_notes()
         # More answers than that would not find room, since nobody reads them.
-        socket = self.connection.hand_over() if self._held and len(self.unsealed) <= AT_ONCE else None
+        socket = self.connection.hand_over() if self._places and len(self.unsealed) <= AT_ONCE else None
         if socket is None:
             self.connection.close()
             self._close_unused()
@@ -192,19 +215,12 @@ class Session(Generic[_ConnectionT]):
         self._on_unsent, self._on_release = _nobody, None  # the client need not live as long
         self.settle()
 
-    def _released(self) -> None:
-        on_release = self._on_release  # which another thread may be about to forget
-        if on_release is None:
-            self.settle()
-        else:
-            on_release(self)
-
     def _settle_lingering(self, lingering: Lingering) -> None:
         """As `settle`, in any thread, in the midst of anything: whoever has the turn acts on the notes of all."""
         while self._given_back and lingering.turn.acquire(blocking=False):
             self._take_notes()
             releases = self._take_releases()
-            if self._held:
+            if self._places:
                 lingering.tell(releases)
             else:
                 lingering.close()
@@ -213,24 +229,49 @@ class Session(Generic[_ConnectionT]):
             lingering.turn.release()
 
     def _take_notes(self) -> None:
-        while self._given_back:
-            self._drop(self._given_back.popleft())
+        given_back, find, counts = self._given_back, self._tickets.pop, self._counts
+        while given_back:
+            object_id = find(given_back.popleft(), None)
+            if object_id is None:  # told a second time
+                continue
+            left = counts[object_id] = counts[object_id] - 1
+            if not left:
+                del counts[object_id], self._places[object_id]
+                self._let_go.append(object_id)
+        self._close_unused()
 
-    def _take_releases(self) -> list[ReleaseRequest]:
+    def _take_releases(self) -> list[Message]:
         let_go, self._let_go = self._let_go, []
-        return [ReleaseRequest(object_id) for object_id in let_go if object_id not in self._held]
-
-    def _drop(self, object_id: ObjectID) -> None:
-        held = self._held[object_id]
-        held.leases -= 1
-        if not held.leases:
-            del self._held[object_id]
-            self._let_go.append(object_id)
-            self._close_unused()
+        return self.connection.releases([object_id for object_id in let_go if object_id not in self._places])
 
     def _close_unused(self) -> None:
         """After the end of the connection, close the files as soon as no lease can name them any more."""
-        if self.connection.broken and not self._held:
+        if self.connection.broken and not self._places:
             for mapping in self.mappings.values():
                 mapping.close()
             self.mappings.clear()
+
+    def _lease(self, object_id: ObjectID) -> Lease | None:
+        place = self._places.get(object_id)
+        return None if place is None else Lease(object_id, place, self.hold(object_id), self)
+
+
+def _places(specs: Sequence[ObjectSpec]) -> Iterator[Sequence[Place | None]]:
+    """Where objects lie, some thousands at a time; None for those that are missing."""
+    if not isinstance(specs, Specs):
+        yield [_place(spec) for spec in specs]
+        return
+    for some in specs.pieces():
+        columns = some.columns()
+        if columns.has_missing or len(columns.segments) > 1:
+            yield [_place(spec) for spec in some]
+        else:
+            (segment,) = columns.segments
+            sizes = columns.data_sizes, columns.metadata_sizes
+            yield list(zip(repeat(segment, len(some)), columns.data_offsets, *sizes, strict=True))
+
+
+def _place(spec: ObjectSpec) -> Place | None:
+    if spec.is_missing:
+        return None
+    return spec.segment_index, spec.data_offset, spec.data_size, spec.metadata_size

@@ -19,7 +19,7 @@ one. Leases, and objects being written, stay with the parent; the child neither 
 is its address, which connects where it is first used.
 """
 
-from plasmastream._client import DEFAULT_SOCKET, Buffer, FileSlice, Lease, NewObject
+from plasmastream._client import DEFAULT_SOCKET, Buffer, FileSlice, Lease, Leases, NewObject
 from plasmastream.blocking._client import StoreClient, UnsealedObject, open_store
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Buffer",
     "FileSlice",
     "Lease",
+    "Leases",
     "NewObject",
     "StoreClient",
     "UnsealedObject",

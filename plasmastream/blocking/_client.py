@@ -19,9 +19,11 @@ from plasmastream._client import (
     Buffer,
     Inspection,
     Lease,
+    Leases,
     Mapping,
     NewObject,
     Session,
+    Ticket,
     Unsealed,
     batches,
     check,
@@ -61,7 +63,6 @@ from plasmastream.wire.plasma import (
     ObjectInfo,
     ObjectSpec,
     ObjectStatus,
-    ReleaseRequest,
     SealReply,
     SealRequest,
     object_digest,
@@ -219,7 +220,7 @@ class StoreClient:
             unsealed.seal(copy_and_digest(source, unsealed.data, metadata))
         return object_id
 
-    def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:
+    def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> Leases[Lease]:
         """Create and seal many small objects with few round trips: all of them or none.
 
         Args:
@@ -227,7 +228,7 @@ class StoreClient:
             timeout: how long to wait for room, in seconds, where the store is full of objects in use.
 
         Returns:
-            A lease for each, in the order given.
+            A lease for each, in the order given: a list, which can be released as a whole.
 
         Raises:
             ObjectExistsError: an id is taken, or given twice.
@@ -235,7 +236,7 @@ class StoreClient:
         """
         deadline = time.monotonic() + timeout
         put: list[ObjectID] = []
-        leases: list[Lease] = []
+        leases: Leases[Lease] = Leases()
         try:
             for batch in batches(objects, _BATCH_OBJECTS, _BATCH_BYTES):
                 request = CreateAndSealBatchRequest(
@@ -254,12 +255,11 @@ class StoreClient:
         except BaseException:
             with suppress(StoreConnectionError):  # then nobody can tell any more
                 self.delete(put)
-            for lease in leases:
-                lease.release()
+            leases.release()
             raise
         return leases
 
-    def get(self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0) -> list[Lease | None]:
+    def get(self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0) -> Leases[Lease | None]:
         """Hold many objects in one call.
 
         Args:
@@ -268,7 +268,8 @@ class StoreClient:
                 None waits for ever.
 
         Returns:
-            In the order asked: a lease each, or None for what could not be read in time.
+            In the order asked: a lease each, or None for what could not be read in time. A list, which can be released
+            as a whole.
         """
         check_ids(object_ids)
         leases = self._get_now(object_ids)
@@ -278,9 +279,7 @@ class StoreClient:
             absent = {object_id: None for object_id, lease in zip(object_ids, leases, strict=True) if not lease}
             return self._wait(tuple(absent), timeout, object_ids)
         finally:
-            for lease in leases:
-                if lease:
-                    lease.release()
+            leases.release()
 
     def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:
         """Tell of each object whether it can be read."""
@@ -413,6 +412,7 @@ class StoreClient:
             )
         request = CreateRequest(object_id, True, data_size, len(metadata))
         created: list[tuple[_Session, Mapping, ObjectSpec]] = []  # within the turn, so that no interrupt comes between
+        tickets: list[Ticket] = []
         unsealed: UnsealedObject | None = None
 
         def seal(unsealed: UnsealedObject, digest: bytes | None) -> None:
@@ -427,7 +427,8 @@ class StoreClient:
                 reply, _ = session.connection.call(request, SealReply)
                 check(reply.error, f"object {object_id}")
                 session.unsealed.discard(object_id)
-                session.hold(object_id, spec)
+                session.take_in((object_id,), (spec,))
+                tickets.append(session.hold(object_id))
                 unsealed.is_sealed = True
 
             self._turn(work, session)
@@ -445,7 +446,7 @@ class StoreClient:
                 unsealed.forget_data()
             for session, _, _ in created:
                 if unsealed is not None and unsealed.is_sealed:
-                    session.give_back(object_id)
+                    session.give_back(tickets)
                     self._settle(session)
                 else:
                     self._abort(session, object_id)
@@ -492,27 +493,20 @@ class StoreClient:
 
     # Reading
 
-    def _get_now(self, object_ids: Sequence[ObjectID]) -> list[Lease | None]:
-        def work(session: _Session) -> list[Lease | None]:
-            unknown = tuple(object_id for object_id in dict.fromkeys(object_ids) if not session.holds(object_id))
-            found: list[ObjectID] = []
+    def _get_now(self, object_ids: Sequence[ObjectID]) -> Leases[Lease | None]:
+        def work(session: _Session) -> Leases[Lease | None]:
+            unknown = session.unknown(object_ids)
             if unknown:
                 reply, descriptors = session.connection.call(GetRequest(unknown, 0), GetReply)
                 session.map(reply.store_fds, reply.mmap_sizes, descriptors)
-                for object_id, spec in zip(unknown, reply.specs, strict=True):
-                    if not spec.is_missing:
-                        session.hold(object_id, spec)
-                        found.append(object_id)
-            leases = [session.lease(object_id) for object_id in object_ids]
-            for object_id in found:
-                session.give_back(object_id)
-            return leases
+                session.take_in(unknown, reply.specs)
+            return session.leases(object_ids)
 
         return self._turn(work)
 
     def _wait(
         self, absent: tuple[ObjectID, ...], timeout: float | None, object_ids: Sequence[ObjectID]
-    ) -> list[Lease | None]:
+    ) -> Leases[Lease | None]:
         """Wait for objects on a connection that holds them only until the main one does."""
         milliseconds = wait_in_milliseconds(timeout)
         patience = math.inf if milliseconds < 0 else milliseconds / 1000 + self._reply_timeout
@@ -523,9 +517,7 @@ class StoreClient:
             reply, descriptors = waiter.call(GetRequest(absent, milliseconds), GetReply, patience)
             close_descriptors(descriptors.values())
             leases = self._get_now(object_ids)
-            for object_id, spec in zip(absent, reply.specs, strict=True):
-                if not spec.is_missing:
-                    waiter.post(ReleaseRequest(object_id))
+            waiter.post_all(waiter.releases(_found(absent, reply)))
             with suppress(StoreConnectionError):
                 # When this is answered, the releases have been heard: no object is held by a get that is over.
                 waiter.call(ConnectRequest(), ConnectReply)
@@ -575,6 +567,10 @@ def open_store(
     client = StoreClient(os.fspath(path), connect_timeout, reply_timeout)
     client.connect()
     return client
+
+
+def _found(asked: Sequence[ObjectID], reply: GetReply) -> list[ObjectID]:
+    return [object_id for object_id, spec in zip(asked, reply.specs, strict=True) if not spec.is_missing]
 
 
 def _settle_whole(session: _Session) -> None:

@@ -22,6 +22,7 @@ async def fetch(
     *,
     timeout: float | None,
     compression: str | None,
+    version: int | None,
 ) -> int:
     """Fetch objects from a peer into the store at a socket, and show on a terminal how far it has come.
 
@@ -30,7 +31,7 @@ async def fetch(
     """
     received = 0
     started = time.perf_counter()
-    async with open_store_here(path) as store, connected_to(source) as peer, watching(source) as watch:
+    async with open_store_here(path) as store, connected_to(source, version=version) as peer, watching(source) as watch:
         with show_progress(f"{kind.name} from {source.host}", len(object_ids)) as show:
 
             def report(objects: int, nbytes: int) -> None:

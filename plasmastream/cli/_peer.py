@@ -34,7 +34,10 @@ NO_ANSWER = {
 
 @asynccontextmanager
 async def connected_to(
-    server: Address, timeout: float | None = None, timeouts: PeerTimeouts | None = None
+    server: Address,
+    timeout: float | None = None,
+    timeouts: PeerTimeouts | None = None,
+    version: int | None = None,
 ) -> AsyncIterator[PeerClient]:
     """A client of a peer, which connects when it has to, and is not longer at it than `timeout` seconds.
 
@@ -46,7 +49,7 @@ async def connected_to(
         greeting = min(timeouts.greeting, timeout)
         timeouts = attrs.evolve(timeouts, connect=min(timeouts.connect, timeout), greeting=greeting)
     try:
-        async with PeerClient(server.host, server.port, timeouts=timeouts) as client:
+        async with PeerClient(server.host, server.port, timeouts=timeouts, version=version) as client:
             yield client
     except RefusedError as error:
         if error.outcome in NO_ANSWER:

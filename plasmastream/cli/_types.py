@@ -121,6 +121,7 @@ StoreThere: TypeAlias = Annotated[
 ]
 """The peer that such a command may ask."""
 Compression: TypeAlias = Annotated[Literal["zstd", "lz4"] | None, Parameter(name="--compress", show_default=False)]
+Protocol: TypeAlias = Annotated[Literal[1, 2] | None, Parameter(show_default=False)]
 
 __all__ = [
     "DEFAULT_SOCKET",
@@ -134,6 +135,7 @@ __all__ = [
     "PlasmaSocket",
     "Port",
     "PositiveSeconds",
+    "Protocol",
     "Seconds",
     "Server",
     "Size",

@@ -3,7 +3,7 @@
 from plasmastream._node import DEFAULT_GRACE, run_node
 from plasmastream.cli._log import log_to_stderr
 from plasmastream.cli._store_flags import StoreFlags
-from plasmastream.cli._types import DEFAULT_SOCKET, Count, Flag, PlasmaSocket, Port, Seconds
+from plasmastream.cli._types import DEFAULT_SOCKET, Count, Flag, PlasmaSocket, Port, Protocol, Seconds
 from plasmastream.peer import DEFAULT_MAX_CONNECTIONS, DEFAULT_PORT
 
 
@@ -14,6 +14,7 @@ async def serve(
     plasma_socket: PlasmaSocket = DEFAULT_SOCKET,
     max_connections: Count = DEFAULT_MAX_CONNECTIONS,
     external_store: Flag = False,
+    protocol: Protocol = None,
     grace: Seconds = DEFAULT_GRACE,
     new_store: StoreFlags = StoreFlags(),  # noqa: B008  (it is frozen)
 ) -> None:
@@ -33,6 +34,9 @@ async def serve(
         Connections of peers at once; more wait.
     external_store
         Fail where no store answers, rather than start one.
+    protocol
+        The version of the protocol to speak with servers that this one is told to fetch from; the second, unless given,
+        and the first with those that know no other.
     grace
         After the first signal, transfers under way have so many seconds; a second signal ends them.
     """
@@ -44,5 +48,6 @@ async def serve(
         port=port,
         max_connections=max_connections,
         external_store=external_store,
+        fetch_version=protocol,
         grace=grace,
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from plasmastream.cli._fetch import fetch
-from plasmastream.cli._types import DEFAULT_SOCKET, Compression, Ids, PlasmaSocket, Seconds, Server
+from plasmastream.cli._types import DEFAULT_SOCKET, Compression, Ids, PlasmaSocket, Protocol, Seconds, Server
 from plasmastream.peer import TransferKind
 
 
@@ -16,6 +16,7 @@ async def take(
     *,
     timeout: Annotated[Seconds | None, Parameter(show_default=False)] = None,
     compression: Compression = None,
+    protocol: Protocol = None,
     plasma_socket: PlasmaSocket = DEFAULT_SOCKET,
 ) -> int:
     """Fetch objects from another machine, which deletes its own, each with an outcome of its own.
@@ -34,9 +35,17 @@ async def take(
         as something moves.
     compression
         What the objects are compressed with on their way, where the server knows it too; nothing, unless given.
+    protocol
+        The version of the protocol to speak; the second, unless given, and the first with a server that knows no other.
     plasma_socket
         The Unix socket of the store that gets them.
     """
     return await fetch(
-        TransferKind.TAKE, source, object_ids, plasma_socket, timeout=timeout, compression=compression
+        TransferKind.TAKE,
+        source,
+        object_ids,
+        plasma_socket,
+        timeout=timeout,
+        compression=compression,
+        version=protocol,
     )

@@ -32,7 +32,7 @@ from plasmastream.wire.stream.v2 import Encoding, Fetch, Hello, Limits, Outcome
 _log = logging.getLogger(__name__)
 
 _MAX_FETCHES = 256
-_MAX_PEERS = 64
+_MAX_CONNECTED, _MAX_PEERS = 64, 1024
 _IDLE = 60.0
 
 
@@ -220,28 +220,34 @@ class Dispatcher:
         finally:
             peer.users -= 1
             peer.used_at = trio.current_time()
-            self._forget_peers(0.0 if len(self._peers) > _MAX_PEERS else _IDLE)
+            self._peers[host, port] = self._peers.pop((host, port))  # the last one used is the last one
+            if len(self._peers) > _MAX_CONNECTED:
+                self._close_idle(_MAX_CONNECTED)
 
-    def _forget_peers(self, idle: float) -> None:
-        """Close connections to peers that nobody has used for so many seconds."""
-        before = trio.current_time() - idle
-        for address, peer in tuple(self._peers.items()):
-            if not peer.users and peer.used_at <= before:
+    def _close_idle(self, most: int) -> None:
+        """Close connections to peers that nobody has used for a while, and to all but the last so many.
+
+        What is known of a peer stays longer: who has spoken version 2 must not be taken for one that does not know it.
+        """
+        before = trio.current_time() - _IDLE
+        for number, (address, peer) in enumerate(reversed(tuple(self._peers.items()))):
+            if not peer.users and (number >= most or peer.used_at <= before):
                 peer.client.close_idle()
-                del self._peers[address]
+                if number >= _MAX_PEERS:
+                    del self._peers[address]
 
     async def run(self) -> None:
         """Close connections to peers when they have not been used for a while, and all of them in the end."""
         try:
             while True:
                 await trio.sleep(_IDLE / 2)
-                self._forget_peers(_IDLE)
+                self._close_idle(_MAX_CONNECTED)
         finally:
             self.close()
 
     def close(self) -> None:
         """Close all connections to peers that no request is using."""
-        self._forget_peers(0.0)
+        self._close_idle(0)
 
     async def _fetch_by_version_1(self, request: PeerRequest) -> int:
         if self._receiving.overlap(request.object_ids):

@@ -22,7 +22,9 @@ from plasmastream.wire.stream.v2 import DamagedError, Hello, Limits, Outcome, Pa
 
 _log = logging.getLogger(__name__)
 
-_VERSION_1_FOR = 600.0
+# Version 1 verifies nothing, so chance must not lead to it for long.
+_SILENCES_OF_VERSION_1 = 3
+_VERSION_1_FOR = 60.0
 
 
 class Lane(Enum):
@@ -176,11 +178,11 @@ class Lanes:
         return channel
 
     def _note_silence(self) -> None:
-        """A connection ended without an answer to the greeting. One may do so by chance, and is not remembered."""
+        """A connection ended without an answer to the greeting. Few may do so by chance, and are not remembered."""
         self._silences += 1
         if self._silences == 1:
             _log.info("%s does not seem to know version 2 of the protocol; version 1 is spoken with it", self)
-        else:
+        if self._silences >= _SILENCES_OF_VERSION_1:
             self._version_1_until = anyio.current_time() + _VERSION_1_FOR
 
     def __str__(self) -> str:

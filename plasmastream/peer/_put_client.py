@@ -15,6 +15,7 @@ from plasmastream.peer._contents import NewFile, content_of
 from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._results import RefusedError, Result, outcome_of
+from plasmastream.peer._transport import PeerStalledError
 from plasmastream.store._object_store import NewObject
 from plasmastream.wire.stream.v2 import (
     TOKEN_SIZE,
@@ -190,7 +191,7 @@ class Upload:
         if run:
             await self._send_run(channel, batch, run)
         connection.send(Progress())
-        await channel.flush(partial(self._hear, channel))  # and what comes now is the answer
+        await channel.flush(partial(self._is_excused, channel))  # and what comes now is the answer
 
     async def _send_run(
         self, channel: ClientChannel, batch: Sequence[int], run: Sequence[tuple[int, memoryview, memoryview]]
@@ -209,12 +210,21 @@ class Upload:
             self._report(int(not left), before - left)
 
     async def _flush(self, channel: ClientChannel) -> None:
-        await channel.flush(partial(self._hear, channel))
+        await channel.flush(partial(self._is_excused, channel))
         await self._hear(channel)
         await anyio.lowlevel.checkpoint()
 
+    async def _is_excused(self, channel: ClientChannel) -> bool:
+        """Whether a server that takes nothing has said that it lives: it may have to wait for room."""
+        try:
+            return await self._hear(channel)
+        except (PeerStalledError, RefusedError):
+            raise
+        except PeerError:  # it has given up as well, at the same moment
+            return False
+
     async def _hear(self, channel: ClientChannel) -> bool:
-        """Hear what the server says before it has all; whether that is a sign of life: it may have to wait for room."""
+        """Hear what the server says before it has all; whether that is a sign of life."""
         is_alive = False
         while (event := await channel.waiting_event()) is not None:
             match event:

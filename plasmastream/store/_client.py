@@ -25,8 +25,10 @@ from plasmastream._client import (
     Buffer,
     Inspection,
     Lease,
+    Leases,
     NewObject,
     Session,
+    Ticket,
     batches,
     check,
     check_ids,
@@ -66,7 +68,6 @@ from plasmastream.wire.plasma import (
     ObjectInfo,
     ObjectSpec,
     ObjectStatus,
-    ReleaseRequest,
     SealReply,
     SealRequest,
     object_digest,
@@ -114,6 +115,8 @@ class StoreClient:
         middle = spec.data_offset + spec.data_size
         mapping = session.mappings[spec.segment_index]
 
+        tickets: list[Ticket] = []
+
         async def seal(digest: bytes | None) -> None:
             if digest is None:
                 data = mapping.readable[spec.data_offset : middle]
@@ -126,7 +129,8 @@ class StoreClient:
             check(reply.error, f"object {object_id}")
             # Nobody ran between the reply and here, so no get can have missed it.
             session.unsealed.discard(object_id)
-            session.hold(object_id, spec)
+            session.take_in((object_id,), (spec,))
+            tickets.append(session.hold(object_id))
 
         unsealed: UnsealedObject | None = None
         try:
@@ -137,7 +141,7 @@ class StoreClient:
             if unsealed is not None:
                 unsealed.forget_data()
             if unsealed is not None and unsealed.is_sealed:
-                session.give_back(object_id)
+                session.give_back(tickets)
                 session.settle()
             else:
                 await self._abort(session, object_id)
@@ -168,11 +172,11 @@ class StoreClient:
             await unsealed.seal(digest)
         return object_id
 
-    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:
+    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> Leases[Lease]:
         """Create and seal many small objects with few round trips: see `ObjectStore.put_many`."""
         deadline = anyio.current_time() + timeout
         put: list[ObjectID] = []
-        leases: list[Lease] = []
+        leases: Leases[Lease] = Leases()
         try:
             for batch in batches(objects, _BATCH_OBJECTS, _BATCH_BYTES):
                 request = CreateAndSealBatchRequest(
@@ -190,14 +194,13 @@ class StoreClient:
                     raise StoreFullError("an object was evicted as soon as it was written: the store is too small")
         except BaseException:
             await self._take_back(put)
-            for lease in leases:
-                lease.release()
+            leases.release()
             raise
         return leases
 
     async def get(
         self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0
-    ) -> list[Lease | None]:
+    ) -> Leases[Lease | None]:
         """Hold many objects in one call: see `ObjectStore.get`."""
         check_ids(object_ids)
         leases = await self._get_now(object_ids)
@@ -207,9 +210,7 @@ class StoreClient:
             absent = {object_id: None for object_id, lease in zip(object_ids, leases, strict=True) if not lease}
             found = await self._wait(tuple(absent), timeout, object_ids)
         finally:
-            for lease in leases:
-                if lease:
-                    lease.release()
+            leases.release()
         return found
 
     async def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:
@@ -351,33 +352,29 @@ class StoreClient:
             except StoreConnectionError:
                 return  # nobody can tell any more
 
-    async def _get_now(self, object_ids: Sequence[ObjectID]) -> list[Lease | None]:
+    async def _get_now(self, object_ids: Sequence[ObjectID]) -> Leases[Lease | None]:
         async with self._lock:
             session = await self._open_session()
             session.settle()
-            distinct = dict.fromkeys(object_ids)
-            unknown = tuple(object_id for object_id in distinct if not session.holds(object_id))
+            unknown = session.unknown(object_ids)
             # Another task may let go, while the store is asked, of what is known now.
-            kept = [object_id for object_id in distinct if session.holds(object_id)]
-            for object_id in kept:
-                session.hold(object_id)
+            kept = [session.hold(object_id) for object_id in set(object_ids).difference(unknown)]
             try:
                 if unknown:
                     reply, descriptors = await session.connection.call(GetRequest(unknown, 0), GetReply)
                     session.map(reply.store_fds, reply.mmap_sizes, descriptors)
-                    for object_id, spec in zip(unknown, reply.specs, strict=True):
-                        if not spec.is_missing:
-                            session.hold(object_id, spec)
-                            kept.append(object_id)
-                return [session.lease(object_id) for object_id in object_ids]
+                    session.take_in(unknown, reply.specs)
+                return session.leases(object_ids)
+            except BaseException:
+                session.forget_unleased(unknown)
+                raise
             finally:
-                for object_id in kept:
-                    session.give_back(object_id)
+                session.give_back(kept)
                 session.settle()
 
     async def _wait(
         self, absent: tuple[ObjectID, ...], timeout: float | None, object_ids: Sequence[ObjectID]
-    ) -> list[Lease | None]:
+    ) -> Leases[Lease | None]:
         waiter = await self._borrow_waiter()
         self._waiting.add(waiter)
         try:
@@ -394,9 +391,8 @@ class StoreClient:
             raise
         finally:
             self._waiting.discard(waiter)
-        for object_id, spec in zip(absent, reply.specs, strict=True):
-            if not spec.is_missing:
-                waiter.post(ReleaseRequest(object_id))
+        found = [object_id for object_id, spec in zip(absent, reply.specs, strict=True) if not spec.is_missing]
+        waiter.post_all(waiter.releases(found))
         try:
             # When this is answered, the releases have been heard: nobody finds an object held by a get that is over.
             await waiter.call(ConnectRequest(), ConnectReply)

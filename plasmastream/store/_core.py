@@ -22,6 +22,8 @@ from plasmastream.store._table import MOST_AT_ONCE, Client, Entry, ObjectTable
 from plasmastream.wire.plasma import ErrorCode
 
 DEFAULT_MAX_OBJECTS = 1 << 20
+FILLED_TOGETHER = 128
+"""Objects that are created and filled in one go: nobody should wait long for that."""
 
 New: TypeAlias = tuple[ObjectID, bytes | bytearray | memoryview, bytes | bytearray | memoryview, bytes]
 """An object to be made: its name, data, metadata, digest."""
@@ -198,13 +200,8 @@ class StoreCore:
         """
         entries: list[Entry] = []
         try:
-            for object_id, data, metadata, _ in objects:
-                entry = self.create(client, object_id, len(data), len(metadata), evict=evict)
-                entries.append(entry)
-                middle = entry.offset + entry.data_size
-                memory = self.heap.segment.view
-                memory[entry.offset : middle] = data
-                memory[middle : middle + entry.metadata_size] = metadata
+            for first in range(0, len(objects), FILLED_TOGETHER):
+                self.fill_many(client, objects[first : first + FILLED_TOGETHER], entries, evict=evict)
         except BaseException:
             for entry in entries:
                 self.abort(client, entry.object_id)
@@ -212,21 +209,38 @@ class StoreCore:
         self.seal_many((object_id, digest) for object_id, _, _, digest in objects)
         return entries
 
+    def fill_many(self, client: Client, objects: Sequence[New], created: list[Entry], *, evict: bool = True) -> None:
+        """Create and fill objects, at most `FILLED_TOGETHER`; `created` gets the entries, which the caller may abort.
+
+        Raises:
+            ObjectExistsError, StoreFullError, NotYetError: as for `create`, for the one behind those that were added.
+        """
+        self.settle()
+        entries = self._create_together(client, objects)
+        created += entries
+        memory = self.heap.segment.view
+        for number, (object_id, data, metadata, _) in enumerate(objects):
+            if entries:
+                entry = entries[number]
+            else:
+                entry = self.create(client, object_id, len(data), len(metadata), evict=evict)
+                created.append(entry)
+            middle = entry.offset + entry.data_size
+            memory[entry.offset : middle] = data
+            if metadata:
+                memory[middle : middle + entry.metadata_size] = metadata
+
     def seal_many(self, objects: Iterable[tuple[ObjectID, bytes]]) -> None:
         """Make objects readable for all, given as (id, digest); whoever listens is told of all of them at once.
 
         They are there. One that somebody else has sealed meanwhile stays as it is.
         """
-        now, table = self._clock(), self.table
-        entries = [
-            table.seal(object_id, digest, now)
-            for object_id, digest in objects
-            if table.find_sealed(object_id) is None
-        ]
+        entries = self.table.seal_many(objects, self._clock())
         for listener in list(self._listeners):  # one that fails takes itself out
             listener.sealed(entries)
-        for entry in entries:
-            self._answer_waiting(entry)
+        if self._pending:
+            for entry in entries:
+                self._answer_waiting(entry)
 
     def abort(self, client: Client, object_id: ObjectID) -> bool:
         """Take back an unsealed object; without effect unless this client is writing it.
@@ -243,8 +257,7 @@ class StoreCore:
 
     def get(self, client: Client, object_ids: Iterable[ObjectID]) -> list[Entry | None]:
         """Hold objects for a client: an entry each, None where it cannot be read now."""
-        acquire, now = self.table.acquire, self._clock()
-        return [acquire(client, object_id, now) for object_id in object_ids]
+        return self.table.acquire_many(client, object_ids, self._clock())
 
     def wait_for(
         self,
@@ -285,15 +298,18 @@ class StoreCore:
 
     def release(self, client: Client, object_id: ObjectID) -> None:
         """Let a client's hold go; without effect where it has none."""
-        was_held = object_id in client.held
-        removed = self.table.release(client, object_id, self._clock())
-        if removed is not None:
+        self.release_many(client, (object_id,))
+
+    def release_many(self, client: Client, object_ids: Iterable[ObjectID]) -> None:
+        """As `release`, for each of these objects."""
+        watched = [object_id for object_id in object_ids if object_id in client.held] if self._room_watchers else ()
+        for removed in self.table.release_many(client, object_ids, self._clock()):
             self._remove_sealed(removed)
-            return
-        if was_held and self._room_watchers:
+        for object_id in watched:
             entry = self.table.find(object_id)
             if entry is not None and not entry.holders:
                 self._tell_room_watchers()
+                break
         if self.spill is not None:
             self._save_ahead()
 
@@ -303,8 +319,13 @@ class StoreCore:
 
     def settle(self) -> None:
         """Release what was given back. Whatever depends on who holds what does this first."""
-        while self._given_back:
-            self.release(*self._given_back.popleft())
+        given_back = self._given_back
+        while given_back:
+            client, object_id = given_back.popleft()
+            object_ids = [object_id]
+            while given_back and given_back[0][0] is client:
+                object_ids.append(given_back.popleft()[1])
+            self.release_many(client, object_ids)
 
     def memory_of(self, entry: Entry) -> tuple[memoryview, memoryview]:
         """Writable views of an object's data and of its metadata."""
@@ -336,6 +357,7 @@ class StoreCore:
             StoreFullError: they cannot be spilled.
             NotYetError: these objects must be on disk first.
         """
+        self.settle()
         evicted = 0
         while evicted < nbytes and (some := self.evict_some(nbytes - evicted)):
             evicted += sum(entry.size for entry in some)
@@ -477,6 +499,23 @@ class StoreCore:
             pending.no_longer_returns(entry.object_id)
             if not pending.missing:
                 pending.on_ready()
+
+    def _create_together(self, client: Client, objects: Sequence[New]) -> list[Entry]:
+        """Make objects, if that takes neither eviction nor care; otherwise none, and one by one they may go or fail."""
+        if self.spill is not None or client.quota is not None:
+            return []
+        ids = [new[0] for new in objects]
+        sizes = [len(data) + len(metadata) for _, data, metadata, _ in objects]
+        offsets = self.heap.allocate_together(sizes) if self.table.has_room_for(ids, sum(sizes)) else None
+        if offsets is None:
+            return []
+        now = self._clock()
+        entries = [
+            Entry(object_id, len(data), len(metadata), client, now, offset)
+            for (object_id, data, metadata, _), offset in zip(objects, offsets, strict=True)
+        ]
+        self.table.add_many(entries)
+        return entries
 
     def _make_room(self, client: Client, size: int, *, evict: bool, returns: bool = False) -> None:
         try:

@@ -5,7 +5,6 @@ Not for use from several threads.
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -14,12 +13,13 @@ import anyio.lowlevel
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
-from plasmastream._client import Inspection, check_ids
+from plasmastream._client import Inspection, Ticket, check_ids
 from plasmastream._errors import StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
 from plasmastream.store._core import DEFAULT_MAX_OBJECTS, NotYetError, PendingGet, StoreCore
 from plasmastream.store._inspect import inspect_page
-from plasmastream.store._object_store import Buffer, FileSlice, Lease, NewObject, UnsealedObject
+from plasmastream.store._object_store import Buffer, Lease, Leases, NewObject, UnsealedObject
+from plasmastream.store._segment import Segment
 from plasmastream.store._spill import SpillDirectory
 from plasmastream.store._spiller import Spiller
 from plasmastream.store._table import Client, Entry
@@ -101,17 +101,17 @@ class EmbeddedStore:
             unsealed.forget_data()
             self.core.disconnect(writer)  # aborts, or lets go what was sealed
 
-    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:
+    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> Leases[Lease]:
         """Create and seal many small objects at once: see `ObjectStore.put_many`."""
-        holder = Client("in-process put")
+        holder = _Holder(self.core, "in-process put")
         columns = [(new.object_id, memoryview(new.data), memoryview(new.metadata), new.digest) for new in objects]
         size = sum(len(data) + len(metadata) for _, data, metadata, _ in columns)
-        entries = await self._when_there_is_room(lambda: self.core.put_many(holder, columns), size, timeout)
-        return [self._lease(holder, entry) for entry in entries]
+        entries = await self._when_there_is_room(lambda: self.core.put_many(holder.client, columns), size, timeout)
+        return Leases([holder.lease(entry) for entry in entries])
 
     async def get(
         self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0
-    ) -> list[Lease | None]:
+    ) -> Leases[Lease | None]:
         """Hold many objects in one call: see `ObjectStore.get`."""
         check_ids(object_ids)
         await anyio.lowlevel.checkpoint()
@@ -253,20 +253,41 @@ class EmbeddedStore:
             if self.spiller is not None and not self.spiller.is_running and self.core.table.find_sealed(object_id):
                 raise StoreError(f"object {object_id} is on disk, and the store does not `run`")
 
-    def _leases(self, object_ids: Sequence[ObjectID]) -> list[Lease | None]:
-        leases: list[Lease | None] = []
-        for object_id in object_ids:
-            holder = Client("in-process lease")  # one for each lease, since a client holds an object at most once
-            (entry,) = self.core.get(holder, [object_id])
-            leases.append(None if entry is None else self._lease(holder, entry))
-        return leases
+    def _leases(self, object_ids: Sequence[ObjectID]) -> Leases[Lease | None]:
+        holder = _Holder(self.core, "in-process lease")
+        if len(set(object_ids)) == len(object_ids):
+            return Leases([None if entry is None else holder.lease(entry) for entry in holder.get(object_ids)])
+        # A client holds an object at most once.
+        return Leases(lease for object_id in object_ids for lease in self._leases([object_id]))
 
-    def _lease(self, holder: Client, entry: Entry) -> Lease:
-        core = self.core
-        segment = core.heap.segment
-        file = FileSlice(segment.fd, entry.offset)
-        place = segment.watched, entry.offset, entry.data_size, entry.metadata_size
-        return Lease(entry.object_id, *place, file, partial(core.give_back, holder), core.settle)
+
+class _Holder:
+    """Who holds objects for leases, each for one."""
+
+    def __init__(self, core: StoreCore, name: str) -> None:
+        self._core = core
+        self.client = Client(name)
+
+    def get(self, object_ids: Sequence[ObjectID]) -> list[Entry | None]:
+        return self._core.get(self.client, object_ids)
+
+    def lease(self, entry: Entry) -> Lease:
+        """A lease on an object that is held, the only one."""
+        return Lease(
+            entry.object_id, (0, entry.offset, entry.data_size, entry.metadata_size), entry.object_id, self
+        )
+
+    def shown(self, index: int) -> Segment:
+        return self._core.heap.segment
+
+    def give_back(self, tickets: Sequence[Ticket]) -> None:
+        """As the core does: the tickets are the names of the objects."""
+        for ticket in tickets:
+            assert isinstance(ticket, ObjectID)
+            self._core.give_back(self.client, ticket)
+
+    def released(self) -> None:
+        self._core.settle()
 
 
 def describe(entry: Entry) -> ObjectInfo:

@@ -13,6 +13,9 @@ they move there: as many are given back from blocks that are free, where nobody 
 Huge pages cannot move: there, rounding and fragmentation take their share of home.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 from plasmastream._errors import StoreFullError
 from plasmastream.store._allocator import ALIGNMENT, Allocator, block_size
 from plasmastream.store._segment import Segment, round_to_pages
@@ -91,6 +94,23 @@ class Heap:
                 self._give_back(self.segment.reserved - held)
                 raise
         return offset
+
+    def allocate_together(self, sizes: Sequence[int]) -> list[int] | None:
+        """Take a block for each of these sizes, one behind the other; None where that takes more than a moment.
+
+        Returns:
+            Their offsets, as of `allocate`. Each is given back by itself.
+        """
+        *starts, length = accumulate(map(block_size, sizes), initial=0)
+        if not length:
+            return [0] * len(sizes)
+        offset = self.allocator.allocate(length)
+        if offset is None:
+            return None
+        if offset + length > self._wet_until:  # pages would have to move, for which there may be no need
+            self.allocator.free(offset, length)
+            return None
+        return [offset + start if size else 0 for start, size in zip(starts, sizes, strict=True)]
 
     def free(self, offset: int, nbytes: int) -> None:
         """Give back the block for `nbytes` bytes at `offset`."""

@@ -11,6 +11,7 @@ from typing import Protocol
 from plasmastream._client import Buffer as Buffer
 from plasmastream._client import FileSlice as FileSlice
 from plasmastream._client import Lease as Lease
+from plasmastream._client import Leases as Leases
 from plasmastream._client import NewObject as NewObject
 from plasmastream._client import Unsealed
 from plasmastream._object_id import ObjectID
@@ -74,7 +75,7 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:
+    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> Leases[Lease]:
         """Create and seal many small objects with few round trips: all of them or none.
 
         Args:
@@ -82,7 +83,7 @@ class ObjectStore(Protocol):
             timeout: how long to wait for room, in seconds, where the store is full of objects in use.
 
         Returns:
-            A lease for each, in the order given.
+            A lease for each, in the order given: a list, which can be released as a whole.
 
         Raises:
             ObjectExistsError: an id is taken, or given twice.
@@ -92,7 +93,7 @@ class ObjectStore(Protocol):
 
     async def get(
         self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0
-    ) -> list[Lease | None]:
+    ) -> Leases[Lease | None]:
         """Hold many objects in one call.
 
         Args:
@@ -101,7 +102,8 @@ class ObjectStore(Protocol):
                 None waits for ever.
 
         Returns:
-            In the order asked: a lease each, or None for what could not be read in time.
+            In the order asked: a lease each, or None for what could not be read in time. A list, which can be released
+            as a whole.
         """
         ...
 

@@ -26,7 +26,7 @@ from plasmastream._listening import accept_connections
 from plasmastream._object_id import ObjectID
 from plasmastream._os_errors import reason_of
 from plasmastream.store._access import Access, Gate, leads_to, peer_of
-from plasmastream.store._core import New, NotYetError, PendingGet, StoreCore
+from plasmastream.store._core import FILLED_TOGETHER, New, NotYetError, PendingGet, StoreCore
 from plasmastream.store._debug import debug_string
 from plasmastream.store._desk import Desk
 from plasmastream.store._embedded import describe
@@ -43,6 +43,7 @@ from plasmastream.wire.plasma import (
     EMPTY_SPEC,
     MISSING_SPEC,
     NEED_DATA,
+    PACKED_MISSING,
     AbortReply,
     AbortRequest,
     ConnectReply,
@@ -72,6 +73,7 @@ from plasmastream.wire.plasma import (
     ObjectSpec,
     RefreshLRUReply,
     RefreshLRURequest,
+    ReleaseManyRequest,
     ReleaseRequest,
     SealReply,
     SealRequest,
@@ -79,6 +81,8 @@ from plasmastream.wire.plasma import (
     SetOptionsReply,
     SetOptionsRequest,
     Signal,
+    Specs,
+    pack_spec,
 )
 from plasmastream.wire.plasma import Subscription as Subscribed
 
@@ -354,7 +358,8 @@ class _Session:
         found = core.get(client, ids)
         if (request.timeout_ms or core.spill is not None) and None in found:
             return partial(self._get_in_turns, request)
-        self._send(self._get_reply(ids, [MISSING_SPEC if entry is None else self._spec(entry) for entry in found]))
+        specs = [MISSING_SPEC if entry is None else self._spec(entry) for entry in found]
+        self._send(self._get_reply(ids, specs, any(found)))
         return None if self._transport.flush_nowait() else self._flush
 
     async def _get_in_turns(self, request: GetRequest) -> None:
@@ -367,20 +372,23 @@ class _Session:
             if self._hung_up:
                 return
 
-        def get(object_id: ObjectID) -> ObjectSpec:
+        def get(some: Sequence[ObjectID]) -> bytes:
             # What has been waited for is held already; what was deleted meanwhile is held until its release.
-            (entry,) = core.get(client, (object_id,)) if not refused or object_id in client.held else (None,)
-            return MISSING_SPEC if entry is None else self._spec(entry)
+            if refused:
+                found = [core.get(client, (object_id,))[0] if object_id in client.held else None for object_id in some]
+            else:
+                found = core.get(client, some)
+            return b"".join([PACKED_MISSING if entry is None else _pack(entry) for entry in found])
 
-        specs = await self._turns.each(get, ids)
-        await self._send_long(self._get_reply(ids, specs), len(ids))
+        packed = b"".join(await self._turns.each(get, _parts(ids)))
+        reply = self._get_reply(ids, Specs(packed), packed != PACKED_MISSING * len(ids))
+        await self._send_long(reply, len(ids))
         await self._flush()
 
-    def _get_reply(self, ids: tuple[ObjectID, ...], specs: Sequence[ObjectSpec]) -> GetReply:
-        used = any(spec is not MISSING_SPEC for spec in specs)
+    def _get_reply(self, ids: tuple[ObjectID, ...], specs: Sequence[ObjectSpec], used: bool) -> GetReply:
         return GetReply(
             object_ids=ids,
-            specs=tuple(specs),
+            specs=specs if isinstance(specs, Specs) else tuple(specs),
             store_fds=(_SEGMENT,) if used else (),
             mmap_sizes=(self._mmap_size,) if used else (),
         )
@@ -439,7 +447,7 @@ class _Session:
             nursery.cancel_scope.cancel()
 
     def _connect(self, _: ConnectRequest) -> None:
-        self._send(ConnectReply(self._core.capacity, Extension.INSPECT))
+        self._send(ConnectReply(self._core.capacity, Extension.INSPECT | Extension.RELEASE_MANY))
 
     def _create(self, request: CreateRequest) -> None:
         def refuse(code: ErrorCode) -> None:
@@ -492,25 +500,19 @@ class _Session:
     async def _put(self, new: Sequence[New], evict: bool) -> ErrorCode:
         """Create, fill and seal: all or none. Nobody sees any until there is no way back."""
         core, client = self._core, self._client
-        created: list[ObjectID] = []
+        created: list[Entry] = []
 
-        def create(one: New) -> None:
-            object_id, data, metadata, _ = one
-            entry = core.create(client, object_id, len(data), len(metadata), evict=evict)
-            created.append(object_id)
-            data_memory, metadata_memory = core.memory_of(entry)
-            data_memory[:] = data
-            metadata_memory[:] = metadata
+        def create(some: Sequence[New]) -> None:
+            core.fill_many(client, some, created, evict=evict)
 
         def seal(some: Sequence[New]) -> None:
             core.seal_many((object_id, digest) for object_id, _, _, digest in some)
-            for object_id, _, _, _ in some:
-                core.release(client, object_id)
+            core.release_many(client, [object_id for object_id, _, _, _ in some])
 
         try:
-            await self._turns.each(create, new)
+            await self._turns.each(create, _parts(new, FILLED_TOGETHER))
         except (ObjectExistsError, StoreFullError, NotYetError) as error:
-            await self._turns.each(self._let_go, created)
+            await self._turns.each(self._let_go, [entry.object_id for entry in created])
             if isinstance(error, NotYetError):
                 raise
             return _code(error)
@@ -532,6 +534,9 @@ class _Session:
 
     def _release(self, request: ReleaseRequest) -> None:
         self._core.release(self._client, request.object_id)
+
+    def _release_many(self, request: ReleaseManyRequest) -> None:
+        self._core.release_many(self._client, request.object_ids)
 
     def _delete(self, request: DeleteRequest) -> _Rest | None:
         if len(request.object_ids) > _FEW:
@@ -602,6 +607,7 @@ _ANSWERS: dict[type[Message], Callable[..., _Rest | None]] = {
     GetRequest: _Session._get,
     AbortRequest: _Session._abort,
     ReleaseRequest: _Session._release,
+    ReleaseManyRequest: _Session._release_many,
     DeleteRequest: _Session._delete,
     ContainsRequest: _Session._contains,
     ListRequest: _Session._list,
@@ -611,6 +617,12 @@ _ANSWERS: dict[type[Message], Callable[..., _Rest | None]] = {
     SetOptionsRequest: _Session._set_options,
     GetDebugStringRequest: _Session._get_debug_string,
 }
+
+
+def _pack(entry: Entry) -> bytes:
+    """Where an object lies, as a reply says it."""
+    middle = entry.offset + entry.data_size
+    return pack_spec(_SEGMENT, entry.offset, entry.data_size, middle, entry.metadata_size, 0)
 
 
 def _code(error: StoreError) -> ErrorCode:

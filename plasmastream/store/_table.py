@@ -214,14 +214,35 @@ class ObjectTable:
             ObjectExistsError: the id is taken, in whatever state.
         """
         self.check_is_new(entry.object_id)
-        self._enter(entry)
-        self.allocated += entry.size
-        self._hold(entry.creator, entry, entry.created_at)
-        entry.creator.unsealed += 1
-        entry.creator.unsealed_bytes += entry.size
+        self.add_many((entry,))
         if entry.creator.quota is not None:
             entry.owner = entry.creator
             entry.creator.quota.owned.add(entry.object_id, entry.size)
+
+    def has_room_for(self, object_ids: Sequence[ObjectID], nbytes: int) -> bool:
+        """Whether `add_many` takes objects of these names, and so many bytes in all, as it is now."""
+        entries, count = self._entries, len(object_ids)
+        return (
+            self.allocated + nbytes <= self.capacity
+            and len(entries) + count <= self.max_objects
+            and len(set(object_ids)) == count
+            and entries.keys().isdisjoint(object_ids)
+        )
+
+    def add_many(self, created: Sequence[Entry]) -> None:
+        """Enter created objects, of which each is new and in no quota; their creators hold them."""
+        entries, number = self._entries, self._entered
+        for entry in created:
+            object_id, creator, size = entry.object_id, entry.creator, entry.data_size + entry.metadata_size
+            number += 1
+            entry.number = number
+            entries[object_id] = entry
+            entry.holders[creator] = entry.created_at
+            creator.held[object_id] = None
+            creator.unsealed += 1
+            creator.unsealed_bytes += size
+            self.allocated += size
+        self._entered = number
 
     def check_is_new(self, object_id: ObjectID) -> None:
         """Raise ObjectExistsError where the id is taken."""
@@ -242,18 +263,43 @@ class ObjectTable:
             raise ObjectNotFoundError(f"object {object_id} cannot be sealed: it is not in the store")
         if entry.is_sealed:
             raise ObjectExistsError(f"object {object_id} is sealed already")
-        self._leave_unsealed(entry)
-        entry.sealed_at = entry.last_used_at = now
-        entry.digest = digest
+        self._seal(entry, digest, now)
         return entry
+
+    def seal_many(self, objects: Iterable[tuple[ObjectID, bytes]], now: float) -> list[Entry]:
+        """Seal objects, given by id and digest, as far as they are there and not sealed yet: those are returned."""
+        found = [(self._entries.get(object_id), digest) for object_id, digest in objects]
+        entries = []
+        for entry, digest in found:
+            if entry is not None and entry.sealed_at is None:
+                self._seal(entry, digest, now)
+                entries.append(entry)
+        return entries
 
     def acquire(self, client: Client, object_id: ObjectID, now: float) -> Entry | None:
         """Hold a sealed object for a client; None where it cannot be read now."""
-        entry = self.find_sealed(object_id)
-        if entry is None or not entry.is_resident:
-            return None
-        self._hold(client, entry, now)
+        (entry,) = self.acquire_many(client, (object_id,), now)
         return entry
+
+    def acquire_many(self, client: Client, object_ids: Iterable[ObjectID], now: float) -> list[Entry | None]:
+        """As `acquire`, for each of these objects."""
+        find, held, idle = self._entries.get, client.held, self.idle
+        found: list[Entry | None] = []
+        for object_id in object_ids:
+            entry = find(object_id)
+            if entry is None or entry.sealed_at is None or not entry.is_resident:
+                found.append(None)
+                continue
+            holders = entry.holders
+            if not holders:
+                idle.discard(object_id)
+                if self.spills:
+                    self.unsaved.discard(object_id)
+            holders.setdefault(client, now)
+            entry.last_used_at = now
+            held[entry.object_id] = None
+            found.append(entry)
+        return found
 
     def release(self, client: Client, object_id: ObjectID, now: float) -> Entry | None:
         """Let a client's hold go; without effect where it has none, or on an object that it is still writing.
@@ -261,21 +307,33 @@ class ObjectTable:
         Returns:
             The entry, where a remembered delete has now removed it.
         """
-        if object_id not in client.held:
-            return None
-        entry = self._entries[object_id]
-        if not entry.is_sealed:
-            return None
-        del client.held[object_id]
-        del entry.holders[client]
-        entry.last_used_at = now
-        if entry.holders:
-            return None
-        if entry.delete_when_released:
-            return self.remove(entry)
-        if entry.owner is None:
-            self._rest(entry)
-        return None
+        removed = self.release_many(client, (object_id,), now)
+        return removed[0] if removed else None
+
+    def release_many(self, client: Client, object_ids: Iterable[ObjectID], now: float) -> list[Entry]:
+        """As `release`, for each of these objects.
+
+        Returns:
+            The entries that remembered deletes have now removed.
+        """
+        entries, held = self._entries, client.held
+        removed: list[Entry] = []
+        for object_id in object_ids:
+            if object_id not in held:
+                continue
+            entry = entries[object_id]
+            if entry.sealed_at is None:
+                continue
+            del held[object_id]
+            del entry.holders[client]
+            entry.last_used_at = now
+            if entry.holders:
+                continue
+            if entry.delete_when_released:
+                removed.append(self.remove(entry))
+            elif entry.owner is None:
+                self._rest(entry)
+        return removed
 
     def abort(self, client: Client, object_id: ObjectID) -> Entry | None:
         """Take back an unsealed object that this client is writing; without effect on any other.
@@ -437,6 +495,11 @@ class ObjectTable:
         self.unsaved.discard(entry.object_id)
         self._disown(entry)
 
+    def _seal(self, entry: Entry, digest: bytes, now: float) -> None:
+        self._leave_unsealed(entry)
+        entry.sealed_at = entry.last_used_at = now
+        entry.digest = digest
+
     def _leave_unsealed(self, entry: Entry) -> None:
         entry.creator.unsealed -= 1
         entry.creator.unsealed_bytes -= entry.size
@@ -466,12 +529,3 @@ class ObjectTable:
         # An object on disk has a use in memory as long as nothing else needs the room.
         batch = 0 if self.spills else self.capacity // 5
         return self.evictable(needed, batch) if needed > 0 else self.evictable(1)
-
-    def _hold(self, client: Client, entry: Entry, now: float) -> None:
-        if not entry.holders:
-            self.idle.discard(entry.object_id)
-            if self.spills:
-                self.unsaved.discard(entry.object_id)
-        entry.holders.setdefault(client, now)
-        entry.last_used_at = now
-        client.held[entry.object_id] = None

@@ -24,8 +24,9 @@ is left to the caller of the outermost `load` or `save`, who knows whose fault i
 
 import struct
 from collections.abc import Callable, Sequence
+from itertools import starmap
 from math import inf
-from operator import attrgetter
+from operator import add, attrgetter
 from typing import Any, Final, Generic, TypeAlias, TypeVar, get_args
 
 import attrs
@@ -51,6 +52,7 @@ Save: TypeAlias = Callable[[Any, int, int, Pieces], tuple[Any, int]]
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _I32 = struct.Struct("<i")
+_SHORT = 1024
 _PADDING = (bytes(4), bytes(3), bytes(2), bytes(1))  # behind a string, by its size modulo 4: a NUL at least
 
 
@@ -77,12 +79,29 @@ class Kind:
         """
         return value, end
 
-    def load_inlines(self, body: Body, at: int, count: int) -> Sequence[Any]:
-        """Unpack `count` inline parts that follow each other."""
+    def load_many(self, body: Body, at: int, count: int) -> Sequence[Any]:
+        """Make the values of a vector, whose inline parts follow each other from `at` on."""
+        inlines = self._load_inlines(body, at, count)
+        load = _own(self.load)
+        if load is None:
+            return inlines
+        return tuple([load(body, at + self.size * i, inline) for i, inline in enumerate(inlines)])
+
+    def save_many(self, values: Sequence[Any], at: int, end: int, out: Pieces) -> tuple[bytes, int]:
+        """As `save`, for all values of a vector; the inline parts one after the other, from `at` on."""
+        save = _own(self.save)
+        inlines = values
+        if save is not None:
+            inlines = []
+            for number, value in enumerate(values):
+                inline, end = save(value, at + self.size * number, end, out)
+                inlines.append(inline)
+        return self._save_inlines(inlines), end
+
+    def _load_inlines(self, body: Body, at: int, count: int) -> tuple[Any, ...]:
         return struct.unpack_from(f"<{count}{self.format}", body, at)
 
-    def save_inlines(self, inlines: Sequence[Any]) -> bytes:
-        """Pack inline parts one after the other."""
+    def _save_inlines(self, inlines: Sequence[Any]) -> bytes:
         return struct.pack(f"<{len(inlines)}{self.format}", *inlines)
 
 
@@ -142,10 +161,15 @@ class Choice(Scalar):
 
 
 class Record(Kind):
-    """A struct: an attrs class of numbers that stands inline, at an alignment of 8 bytes."""
+    """A struct: an attrs class of numbers that stands inline, at an alignment of 8 bytes.
 
-    def __init__(self, cls: type, layout: str) -> None:
+    A vector of them is read as a tuple, or as `packed`: a sequence that is made of their bytes, and shows these under
+    the same name.
+    """
+
+    def __init__(self, cls: type, layout: str, packed: Callable[[bytes], Sequence[Any]] | None = None) -> None:
         self._cls = cls
+        self._packed = packed
         self._struct = struct.Struct(layout)
         self._values = attrgetter(*(field.name for field in attrs.fields(cls)))
         super().__init__(f"{self._struct.size}s", 8)
@@ -156,18 +180,24 @@ class Record(Kind):
     def save(self, value: Any, at: int, end: int, out: Pieces) -> tuple[bytes, int]:
         return self._struct.pack(*self._values(value)), end
 
-    def load_inlines(self, body: Body, at: int, count: int) -> Sequence[bytes]:
+    def load_many(self, body: Body, at: int, count: int) -> Sequence[Any]:
         end = at + count * self.size
         if end > len(body):
             raise RemoteProtocolError("a vector reaches out of its body")
-        return [bytes(body[start : start + self.size]) for start in range(at, end, self.size)]
+        if self._packed is not None:
+            return self._packed(bytes(body[at:end]))
+        return tuple(starmap(self._cls, self._struct.iter_unpack(body[at:end])))
 
-    def save_inlines(self, inlines: Sequence[bytes]) -> bytes:
-        return b"".join(inlines)
+    def save_many(self, values: Sequence[Any], at: int, end: int, out: Pieces) -> tuple[bytes, int]:
+        packed: bytes | None = getattr(values, "packed", None)
+        return b"".join([self.save(value, at, end, out)[0] for value in values]) if packed is None else packed, end
 
 
 class View(Kind):
-    """A string of bytes, read as a view of the body: nothing is copied, and the body stays alive with it."""
+    """A string of bytes, read as a view of the body: nothing is copied, and the body stays alive with it.
+
+    The short ones of a vector are copied all the same: very many views would keep the garbage collector busy.
+    """
 
     def load(self, body: Body, at: int, inline: int) -> Any:
         start = at + inline
@@ -182,6 +212,38 @@ class View(Kind):
         padding = _PADDING[nbytes % 4]
         out += (_U32.pack(nbytes), value, padding)
         return end - at, end + 4 + nbytes + len(padding)
+
+    def load_many(self, body: Body, at: int, count: int) -> Sequence[Any]:
+        if type(self).load is not View.load:
+            return super().load_many(body, at, count)
+        view, unpack, last = memoryview(body).toreadonly(), _U32.unpack_from, len(body)
+        inlines = self._load_inlines(body, at, count)
+        even = _Even.of(inlines, at, last)
+        if even is not None:
+            lengths = {length for (length,) in struct.iter_unpack(f"<I{even.stride - 4}x", body[even.span])}
+            nbytes = lengths.pop()
+            if not lengths and nbytes <= even.stride - 4:
+                if not nbytes:
+                    return (b"",) * count
+                if nbytes <= _SHORT:
+                    return tuple([view[start : start + nbytes].tobytes() for start in even.starts])
+                return tuple([view[start : start + nbytes] for start in even.starts])
+        views = []
+        for start in map(add, inlines, range(at + 4, at + 4 + 4 * count, 4)):
+            (nbytes,) = unpack(body, start - 4)
+            if start + nbytes > last:
+                raise RemoteProtocolError("a string reaches out of its body")
+            some = view[start : start + nbytes]
+            views.append(some if nbytes > _SHORT else some.tobytes())
+        return tuple(views)
+
+    def save_many(self, values: Sequence[Any], at: int, end: int, out: Pieces) -> tuple[bytes, int]:
+        if type(self).save is View.save and set(map(type, values)) == {bytes}:
+            nbytes = len(values[0])
+            if set(map(len, values)) == {nbytes}:
+                inlines, end = _save_even(values, nbytes, at, end, out)
+                return self._save_inlines(inlines), end
+        return super().save_many(values, at, end, out)
 
 
 class Text(View):
@@ -251,6 +313,27 @@ class Fixed(Kind):
         out.append(self._save(self._nbytes, value))
         return end - at, end + 8 + self._nbytes
 
+    def load_many(self, body: Body, at: int, count: int) -> Sequence[Any]:
+        """Encoders write them one after the other, forwards or backwards; then all are read in one go."""
+        inlines = self._load_inlines(body, at, count)
+        nbytes, make = self._nbytes, self._make
+        even = _Even.of(inlines, at, len(body))
+        if even is None or even.stride < 4 + nbytes:
+            return tuple([self.load(body, at + 4 * i, inline) for i, inline in enumerate(inlines)])
+        entries = struct.iter_unpack(f"<I{nbytes}s{even.stride - 4 - nbytes}x", body[even.span])
+        values = [value for length, value in entries if length == nbytes]
+        if make is not bytes:
+            values = [make(value) for value in values]
+        if len(values) < count:
+            raise RemoteProtocolError(f"a field that has not the {nbytes} bytes that it must have")
+        return tuple(values if even.is_forwards else reversed(values))
+
+    def save_many(self, values: Sequence[bytes], at: int, end: int, out: Pieces) -> tuple[bytes, int]:
+        if not set(map(len, values)) <= {self._nbytes}:
+            raise LocalProtocolError(f"a field has not the {self._nbytes} bytes that it must have")
+        inlines, end = _save_even(values, self._nbytes, at, end, out)
+        return self._save_inlines(inlines), end
+
 
 class Vector(Kind):
     """A vector of another kind, of at most `most` entries, read as a tuple."""
@@ -259,20 +342,13 @@ class Vector(Kind):
         super().__init__(default=default)
         self.element = element
         self._most = most
-        self._load = _own(element.load)
-        self._save = _own(element.save)
 
-    def load(self, body: Body, at: int, inline: int) -> tuple[Any, ...]:
+    def load(self, body: Body, at: int, inline: int) -> Sequence[Any]:
         at += inline
         (count,) = _U32.unpack_from(body, at)
         if count > self._most:
             raise RemoteProtocolError(f"a vector of {count} entries, at most {self._most} are accepted")
-        at += 4
-        inlines = self.element.load_inlines(body, at, count)
-        if self._load is None:
-            return tuple(inlines)
-        load, step = self._load, self.element.size
-        return tuple([load(body, at + step * i, inline) for i, inline in enumerate(inlines)])
+        return self.element.load_many(body, at + 4, count)
 
     def save(self, value: Sequence[Any], at: int, end: int, out: Pieces) -> tuple[int, int]:
         count, element = len(value), self.element
@@ -284,13 +360,8 @@ class Vector(Kind):
         start, end = end, end + 4 + element.size * count
         place = len(out)
         out.append(b"")
-        inlines = value
-        if self._save is not None:
-            inlines = []
-            for position, entry in zip(range(start + 4, end, element.size), value, strict=True):
-                inline, end = self._save(entry, position, end, out)
-                inlines.append(inline)
-        out[place] = _U32.pack(count) + element.save_inlines(inlines)
+        inlines, end = element.save_many(value, start + 4, end, out)
+        out[place] = _U32.pack(count) + inlines
         return start - at, end
 
 
@@ -449,6 +520,51 @@ class Boxed(Table[Any]):
 
     def save(self, value: Any, at: int, end: int, out: Pieces) -> tuple[int, int]:
         return super().save(self._make(value), at, end, out)
+
+
+@attrs.frozen
+class _Even:
+    """Strings that lie in a body one after the other, forwards or backwards, at equal distances."""
+
+    stride: int
+    """From the start of one to that of the next, or of the one before."""
+    span: slice
+    """All of them, in the body."""
+    starts: range
+    """Of the bytes of each, behind its length."""
+
+    @property
+    def is_forwards(self) -> bool:
+        return self.starts.step > 0
+
+    @classmethod
+    def of(cls, inlines: tuple[int, ...], at: int, body_size: int) -> "_Even | None":
+        """Those to which such offsets lead, from `at` on; None where they lie in another way."""
+        count = len(inlines)
+        if count < 2:
+            return None
+        first, step = inlines[0], inlines[1] - inlines[0]
+        distance = step + 4
+        if -4 <= step <= 0 or inlines != tuple(range(first, first + step * count, step)):
+            return None
+        lowest = at + first + min(0, distance * (count - 1))
+        end = lowest + abs(distance) * count
+        if lowest < 0 or end > body_size or abs(distance) < 4:
+            return None
+        starts = range(at + first + 4, at + first + 4 + distance * count, distance)
+        return cls(abs(distance), slice(lowest, end), starts)
+
+
+def _save_even(
+    values: Sequence[bytes], nbytes: int, at: int, end: int, out: Pieces
+) -> tuple[Sequence[int], int]:
+    """Write strings of `nbytes` bytes each one after the other: all inline parts, and the new end."""
+    length, padding = _U32.pack(nbytes), _PADDING[nbytes % 4]
+    stride = 4 + nbytes + len(padding)
+    if values:
+        out += (length, (padding + length).join(values), padding)
+    first = end - at
+    return range(first, first + (stride - 4) * len(values), stride - 4), end + stride * len(values)
 
 
 def _own(method: M) -> M | None:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.contest import Contest, Figure, Mark, at_least, at_most, run
 from benchmarks.curve import Curve, draw
-from benchmarks.report import as_json, line, marks, replace, table
+from benchmarks.report import as_json, lines, marks, replace, table
 
 
 def turns(*samples: float) -> Callable[[], float]:
@@ -66,14 +66,14 @@ def test_two_of_ours_are_held_against_the_rivals_and_the_second_against_the_firs
         (2, "second", "0.50", False),
         (3, "first", "1 GB/s", True),
     ]
-    assert "second: 0.50 (0.50 to 0.50) of theirs" in line(outcome)
+    assert "second  2 (2 to 2); 0.50 (0.50 to 0.50) of theirs, 2.00 (2.00 to 2.00) of first" in lines(outcome)
     assert "| 1, 2, 3 | work |" in table("part", [outcome])
 
 
 def test_a_missing_rival_is_named() -> None:
     contest = Contest(1, "work", "s", {"ours": lambda: 1.0}, [at_least(1, "theirs")], {"theirs": "it is not installed"})
     outcome = run(contest, 3)
-    assert "without theirs: it is not installed" in line(outcome)
+    assert "without theirs: it is not installed" in lines(outcome)
     assert "not measured: its rival is missing" in table("part", [outcome])
 
 

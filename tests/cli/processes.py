@@ -83,7 +83,7 @@ def without_waits(err: str) -> tuple[str, str]:
     return "".join(line for line in lines if line not in waits), "".join(waits)
 
 
-def shown_on_terminal(*args: str) -> str:
+def shown_on_terminal(*args: str | Path) -> str:
     """Run a command to its end, whose standard error is a terminal; return what it has written there.
 
     It is read all the while: a terminal takes a few KiB, and then who writes to it waits.

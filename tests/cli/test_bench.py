@@ -37,11 +37,12 @@ async def objects_at(socket: str) -> list[str]:
         return [str(info.object_id) for info in await store.list_objects()]
 
 
-async def some_object_at(socket: str) -> None:
+async def some_object_at(socket: str, bench: Running) -> None:
     """Wait until anything is in a store, also unsealed."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with open_store(socket) as store:
-            while not await store.list_objects():  # noqa: ASYNC110  (a store tells of sealed objects alone)
+            while not await store.list_objects():
+                assert bench.process.poll() is None, bench.err
                 await trio.sleep(0.001)
 
 
@@ -78,7 +79,7 @@ def test_it_is_interrupted(number: signal.Signals) -> None:
         for size in ("1KiB", "48MiB"):
             command = command_line("plasmastream", "bench", there.address, "--max-size", size, "--seconds", "20")
             with Running(command) as bench:
-                trio.run(some_object_at, there.socket)
+                trio.run(some_object_at, there.socket, bench)
                 bench.signal(number)
                 bench.signal(number)
                 assert (bench.wait(), bench.out, bench.err) == (130, "", "")
@@ -89,7 +90,7 @@ def test_the_peer_goes() -> None:
     with short_directory() as directory, node(directory / "s") as there:
         command = command_line("plasmastream", "bench", there.address, "--seconds", "20")
         with Running(command) as bench:
-            trio.run(some_object_at, there.socket)
+            trio.run(some_object_at, there.socket, bench)
             there.process.signal(signal.SIGKILL)
             assert bench.wait() == 3
             assert there.address in bench.err

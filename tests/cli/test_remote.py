@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pty
 import signal
 import socket
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from plasmastream import ObjectID
-from tests.cli.processes import Node, command_line, get_object, put_object, run, run_here
+from tests.cli.processes import Node, command_line, get_object, put_object, run, run_here, shown_on_terminal
 
 
 @pytest.fixture(autouse=True)
@@ -192,14 +191,7 @@ def test_put_is_interrupted(tmp_path: Path) -> None:
 
 def test_progress_on_a_terminal(there: Node, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"some")
-    ours, theirs = pty.openpty()
-    try:
-        command = command_line("plasmastream", "put", tmp_path / "file", "--to", there.address)
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=theirs, check=True)
-        shown = os.read(ours, 1 << 16).decode()
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    shown = shown_on_terminal("put", tmp_path / "file", "--to", there.address)
     assert "PUT to 127.0.0.1" in shown
     assert "1/1" in shown
 

@@ -1,16 +1,17 @@
 """`copy`, `take`, `sync`, and the first implementation's client, between two real nodes."""
 
 import os
-import pty
 import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
+from threading import Thread
 
 import pytest
 
 from plasmastream import ObjectID
-from tests.cli.processes import Node, command_line, get_object, put_object, run, run_here
+from tests.cli.processes import Node, command_line, get_object, put_object, run, run_here, shown_on_terminal
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -54,16 +55,31 @@ def test_fetches_that_fail(here: Node, there: Node) -> None:
     run_here("copy").fails(2, "HOST:PORT")
 
 
+def test_who_insists_on_version_2_does_not_fall_back(here: Node, there: Node) -> None:
+    object_id = put_object(here.socket)
+    run("copy", here.address, object_id, "-s", there.socket, "--protocol", "2").succeeds()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):  # until it is closed
+                while True:
+                    listener.accept()[0].close()
+
+        silent = Thread(target=serve)
+        silent.start()
+        try:
+            address = "{}:{}".format(*listener.getsockname())
+            run("copy", address, str(ObjectID.random()), "-s", here.socket, "--protocol", "2", "--timeout", "2").fails(
+                3, address, "before the greeting"
+            )
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            silent.join()
+
+
 def test_progress_on_a_terminal(here: Node, there: Node) -> None:
     object_id = put_object(here.socket)
-    ours, theirs = pty.openpty()
-    try:
-        command = command_line("plasmastream", "copy", here.address, object_id, "-s", there.socket)
-        subprocess.run(command, stderr=theirs, check=True)
-        shown = os.read(ours, 1 << 16).decode()
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    shown = shown_on_terminal("copy", here.address, object_id, "-s", there.socket)
     assert "1/1" in shown
     assert "1 object, 3 bytes, " in shown
 
@@ -128,13 +144,7 @@ def test_sync_by_arguments(here: Node, there: Node) -> None:
 def test_sync_shows_a_bar_for_each_request(here: Node, there: Node) -> None:
     first, second = put_object(here.socket, b"1"), put_object(here.socket, b"22")
     words = ("sync", "-a", there.address, "COPY", here.address, first, "TAKE", here.address, second)
-    ours, theirs = pty.openpty()
-    try:
-        subprocess.run(command_line("plasmastream", *words), stdout=subprocess.DEVNULL, stderr=theirs, check=True)
-        shown = os.read(ours, 1 << 16).decode()
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    shown = shown_on_terminal(*words)
     assert f"COPY {here.address}" in shown
     assert f"TAKE {here.address}" in shown
     assert shown.count("1/1") >= 2

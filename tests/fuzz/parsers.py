@@ -143,7 +143,7 @@ def _store_server(how: int, choice: int, data: bytes) -> None:
 def _store_client(how: int, choice: int, data: bytes) -> None:
     def read(how: int) -> list[object]:
         connection: plasma.ClientConnection[int] = plasma.ClientConnection(_BODY_LIMIT)
-        connection._extensions = plasma.Extension.INSPECT  # until a reply says otherwise
+        connection._extensions = sum(plasma.Extension)  # until a reply says otherwise
         position = choice
 
         def ask() -> None:

@@ -9,7 +9,7 @@ from trio.testing import MockClock
 from plasmastream import ObjectID
 from plasmastream.peer import Outcome, PeerClient, RefusedError, TransferKind
 from plasmastream.peer._fetch import Fetch
-from plasmastream.store import EmbeddedStore, Lease, NewObject
+from plasmastream.store import EmbeddedStore, Lease, Leases, NewObject
 from plasmastream.testing import CallFault
 from plasmastream.wire.plasma import ErrorCode, ObjectInfo
 from tests.peer.helpers import contents, objects_of
@@ -216,7 +216,7 @@ async def test_the_oldest_of_more_than_64_forgotten_tokens_goes(
 class SlowStore(EmbeddedStore):
     """A store of which each answer takes a minute."""
 
-    async def get(self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0) -> list[Lease | None]:
+    async def get(self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0) -> Leases[Lease | None]:
         """See `ObjectStore`."""
         await trio.sleep(60)
         return await super().get(object_ids, timeout=timeout)
@@ -231,7 +231,7 @@ class SlowStore(EmbeddedStore):
         await trio.sleep(60)
         return await super().delete(object_ids)
 
-    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:
+    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> Leases[Lease]:
         """See `ObjectStore`."""
         await trio.sleep(60)
         return await super().put_many(objects, timeout=timeout)

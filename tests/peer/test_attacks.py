@@ -30,7 +30,7 @@ from plasmastream.peer._holds import Hold
 from plasmastream.peer._incoming import Incoming
 from plasmastream.peer._services import ServerChannel
 from plasmastream.peer._transport import TcpTransport
-from plasmastream.store import EmbeddedStore, Lease, NewObject
+from plasmastream.store import EmbeddedStore, Lease, Leases, NewObject
 from plasmastream.testing import memory_transports
 from plasmastream.wire.plasma import ErrorCode
 from plasmastream.wire.stream.v2 import (
@@ -451,7 +451,7 @@ class ReplacedStore(EmbeddedStore):
 
     other: EmbeddedStore | None = None
 
-    async def get(self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0) -> list[Lease | None]:
+    async def get(self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0) -> Leases[Lease | None]:
         """See `ObjectStore`."""
         if self.other is not None:
             return await self.other.get(object_ids, timeout=timeout)

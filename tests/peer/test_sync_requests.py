@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from plasmastream import ObjectID
 from plasmastream.peer import Outcome, PeerRequest, PeerTimeouts, TransferKind
-from plasmastream.store import Lease
+from plasmastream.store import Lease, Leases
 from plasmastream.testing import CallFault
 from tests.peer.helpers import Objects, contents, objects_of
 from tests.peer.world import FAR, NEAR, OBJECTS, PORT, SYNC, World, open_world
@@ -31,7 +31,7 @@ class SlowFar:
         store = world.stores[FAR]
         real = store.get
 
-        async def get(object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0) -> list[Lease | None]:
+        async def get(object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0) -> Leases[Lease | None]:
             await trio.sleep(seconds)
             self.asked += object_ids  # a get that was broken off and begun anew counts once
             return await real(object_ids, timeout=timeout)

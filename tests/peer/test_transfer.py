@@ -11,7 +11,7 @@ from plasmastream.peer import Limits, PeerStalledError, Status, TransferKind
 from plasmastream.peer._receiver import Receiver
 from plasmastream.peer._sender import send_objects
 from plasmastream.peer._transport import TcpTransport
-from plasmastream.store import EmbeddedStore, Lease, NewObject
+from plasmastream.store import EmbeddedStore, Lease, Leases, NewObject
 from plasmastream.wire.stream import ClientConnection, ServerConnection
 from tests.peer.helpers import (
     CAPACITY,
@@ -154,8 +154,8 @@ async def test_a_full_store_does_not_evict_what_has_just_arrived(autojump_clock:
 class UnreliableStore(EmbeddedStore):
     """A store whose sealed objects vanish, and which may fail to delete."""
 
-    async def get(self, object_ids: object, *, timeout: float | None = 0.0) -> list[Lease | None]:
-        return [None]
+    async def get(self, object_ids: object, *, timeout: float | None = 0.0) -> Leases[Lease | None]:
+        return Leases([None])
 
     async def delete(self, object_ids: object) -> list[object]:  # type: ignore[override]
         raise StoreError("gone")
@@ -233,7 +233,7 @@ async def test_small_objects_are_put_in_batches(monkeypatch: pytest.MonkeyPatch)
     with EmbeddedStore(CAPACITY) as store:
         real, batches = store.put_many, []
 
-        async def put_many(new: list[NewObject], *, timeout: float) -> list[Lease]:
+        async def put_many(new: list[NewObject], *, timeout: float) -> Leases[Lease]:
             batches.append(len(new))
             return await real(new, timeout=timeout)
 

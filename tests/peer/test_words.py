@@ -26,7 +26,7 @@ from plasmastream.peer._channel import ClientChannel
 from plasmastream.peer._comparison import Comparison
 from plasmastream.peer._contents import content_of
 from plasmastream.peer._persistence import Persistence
-from plasmastream.store import EmbeddedStore, Lease, NewObject
+from plasmastream.store import EmbeddedStore, Lease, Leases, NewObject
 from plasmastream.wire.plasma import ObjectStatus
 from plasmastream.wire.stream.v2 import (
     ChunkSummed,
@@ -77,7 +77,7 @@ async def test_what_somebody_puts_meanwhile_is_compared() -> None:
 
         is_first = True
 
-        async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:
+        async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> Leases[Lease]:
             if self.is_first:
                 self.is_first = False
                 fill(self, {**others, **same})

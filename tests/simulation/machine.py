@@ -17,7 +17,7 @@ import trio
 from plasmastream import ObjectID, StoreError, StoreFullError
 from plasmastream.peer import PeerClient, PeerServer, Transport
 from plasmastream.peer._version1 import Version1Client
-from plasmastream.store import EmbeddedStore, Lease, NewObject, ObjectStore, UnsealedObject
+from plasmastream.store import EmbeddedStore, Lease, Leases, NewObject, ObjectStore, UnsealedObject
 from plasmastream.store._object_store import Buffer
 from plasmastream.wire.plasma import ErrorCode, ObjectInfo, ObjectStatus
 from tests.simulation.chance import log_uniform
@@ -75,11 +75,11 @@ class Door:
 
             yield UnsealedObject(object_id, unsealed.data, seal)
 
-    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> list[Lease]:
+    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> Leases[Lease]:
         """See `ObjectStore`."""
         return await (await self._open()).put_many(objects, timeout=timeout)
 
-    async def get(self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0) -> list[Lease | None]:
+    async def get(self, object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0) -> Leases[Lease | None]:
         """See `ObjectStore`."""
         return await (await self._open()).get(object_ids, timeout=timeout)
 

@@ -151,7 +151,8 @@ class Version2:
         claimed: set[ObjectID] = {*server._taking._claimed, *server._dispatcher._receiving._claimed}
         if claimed:
             yield f"claims to {len(claimed)} objects"
-        if server._dispatcher._peers:
-            yield f"clients of {len(server._dispatcher._peers)} peers"
+        for peer in server._dispatcher._peers.values():
+            if peer.users or peer.client._lanes.has_idle or peer.client._lanes.in_use:
+                yield f"connections to {peer.client}"
         if server._dispatcher._fetches.borrowed_tokens:
             yield f"{server._dispatcher._fetches.borrowed_tokens} fetches"

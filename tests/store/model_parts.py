@@ -23,6 +23,7 @@ from plasmastream.wire.plasma import (
     CONNECTION_CLOSED,
     NEED_DATA,
     ClientConnection,
+    Extension,
     GetRequest,
     Message,
     NotificationParser,
@@ -171,6 +172,7 @@ class Caller:
         """Our ends of sockets for notifications, of which the store has not heard yet."""
         self._memory: mmap.mmap | None = None
         self._wire: ClientConnection[int] = ClientConnection()
+        self._wire._extensions = sum(Extension)  # also before a reply says so
         self._transport = UnixSocket(sock)
 
     @property

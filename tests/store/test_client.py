@@ -19,7 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from plasmastream import ObjectExistsError, ObjectID, StoreConnectionError, StoreError, StoreFullError, blocking
 from plasmastream._client import check, octets
-from plasmastream.store import EmbeddedStore, Lease, NewObject, StoreClient, open_store
+from plasmastream.store import EmbeddedStore, Lease, Leases, NewObject, StoreClient, open_store
 from plasmastream.store import _client as client_module
 from plasmastream.store import _session as session_module
 from plasmastream.store._transport import UnixTransport
@@ -169,7 +169,7 @@ async def test_what_is_released_while_it_is_got_again_is_still_held(path: Path) 
         put(store, B, b"b")
         (lease,) = await client.get([A])
         assert lease is not None
-        got = []
+        got: list[Lease | None] = []
 
         async def get_both() -> None:
             got.extend(await client.get([A, B]))
@@ -538,14 +538,14 @@ async def test_a_waiting_get_gives_up_after_its_timeout_and_the_replys(
             await trio.sleep_forever()
 
         monkeypatch.setattr(connections, "exchange", never)
-        monkeypatch.setattr(client, "_get_now", lambda ids: answer([None for _ in ids]))
+        monkeypatch.setattr(client, "_get_now", lambda ids: answer(Leases([None for _ in ids])))
         start = trio.current_time()
         with pytest.raises(StoreConnectionError, match="does not answer a get"):
             await client.get([A], timeout=2)
         assert trio.current_time() - start == pytest.approx(32, abs=0.1)
 
 
-async def answer(value: list[None]) -> list[None]:
+async def answer(value: Leases[None]) -> Leases[None]:
     await trio.lowlevel.checkpoint()
     return value
 

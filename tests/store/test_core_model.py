@@ -172,8 +172,9 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(number=who)
     def release_all(self, number: int) -> None:
         """Otherwise a store of few bytes is soon full of what is held."""
-        for object_id in self.model.held[number].copy():
-            self.core.release(self.clients[number], object_id)
+        held = self.model.held[number].copy()
+        self.core.release_many(self.clients[number], list(held))
+        for object_id in held:
             self.model.release(number, object_id)
 
     @rule(number=who, object_id=ids)

@@ -199,12 +199,12 @@ async def test_at_the_limit_of_connections_the_next_one_waits(path: Path, caplog
                 # Whichever was accepted is served; the other one's request lies in its socket.
                 first.post(ConnectRequest())
                 second.post(ConnectRequest())
-                assert await second.reply() == ConnectReply(100, Extension.INSPECT)
+                assert await second.reply() == ConnectReply(100, Extension.INSPECT | Extension.RELEASE_MANY)
                 await wait_all_tasks_blocked()
                 with pytest.raises(BlockingIOError):
                     first.sock.recv(1)
                 second.sock.close()
-                assert await first.reply() == ConnectReply(100, Extension.INSPECT)
+                assert await first.reply() == ConnectReply(100, Extension.INSPECT | Extension.RELEASE_MANY)
             nursery.cancel_scope.cancel()
     assert f"the store at {path} is at its limit of connections, 1" in caplog.text
 
@@ -231,7 +231,7 @@ async def test_a_lack_of_descriptors_passes(
 
 async def test_every_request_has_its_reply(path: Path) -> None:
     async with conversation(path) as (client, store):
-        assert await client.call(ConnectRequest()) == ConnectReply(CAPACITY, Extension.INSPECT)
+        assert await client.call(ConnectRequest()) == ConnectReply(CAPACITY, Extension.INSPECT | Extension.RELEASE_MANY)
         reply = await client.call(CreateRequest(A, True, 5, 2))
         assert isinstance(reply, CreateReply)
         assert (reply.error, reply.spec.data_size, reply.spec.metadata_size) == (ErrorCode.OK, 5, 2)
@@ -283,7 +283,7 @@ async def test_half_a_message_delays_nobody_else(path: Path) -> None:
         client.wire.send(ConnectRequest())
         client.wire.data_to_send()
         client.send_bytes(frame[-1:])
-        assert await client.reply() == ConnectReply(CAPACITY, Extension.INSPECT)
+        assert await client.reply() == ConnectReply(CAPACITY, Extension.INSPECT | Extension.RELEASE_MANY)
 
 
 async def test_who_does_not_read_its_replies_delays_nobody_else(path: Path) -> None:

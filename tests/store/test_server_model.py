@@ -51,6 +51,7 @@ from plasmastream.wire.plasma import (
     ObjectSpec,
     RefreshLRUReply,
     RefreshLRURequest,
+    ReleaseManyRequest,
     ReleaseRequest,
     SealReply,
     SealRequest,
@@ -108,7 +109,7 @@ creates = st.builds(CreateRequest, ids, evict, sizes, st.integers(0, 20))
 seals = st.builds(SealRequest, ids, digests)
 gets = st.builds(GetRequest, st.lists(ids, max_size=5).map(tuple), st.sampled_from([0, 0, -1, -7, TIMED]))
 waits = st.builds(GetRequest, some_ids, st.sampled_from([-1, TIMED]))
-releases = st.builds(ReleaseRequest, ids)
+releases = st.builds(ReleaseRequest, ids) | st.builds(ReleaseManyRequest, st.lists(ids, max_size=5).map(tuple))
 inline = st.builds(CreateAndSealRequest, ids, evict, contents(600), contents(30), digests)
 requests: st.SearchStrategy[Message] = st.one_of(
     creates,
@@ -280,7 +281,7 @@ class ServerMachine(RuleBasedStateMachine):
             case bytes() | DisconnectClient():
                 self.end(caller)
             case ConnectRequest():
-                caller.expect(ConnectReply(CAPACITY, Extension.INSPECT))
+                caller.expect(ConnectReply(CAPACITY, Extension.INSPECT | Extension.RELEASE_MANY))
             case CreateRequest():
                 self.create(caller, request)
             case CreateAndSealRequest(object_id, evict, data, metadata, digest):
@@ -298,6 +299,9 @@ class ServerMachine(RuleBasedStateMachine):
                 self.get(caller, request)
             case ReleaseRequest(object_id):
                 model.release(number, object_id)
+            case ReleaseManyRequest(object_ids):
+                for object_id in object_ids:
+                    model.release(number, object_id)
             case DeleteRequest():
                 codes = tuple(model.delete(object_id) for object_id in request.object_ids)
                 caller.expect(DeleteReply(request.object_ids, codes))

@@ -15,13 +15,20 @@ from plasmastream.wire.plasma._events import (
     Signal,
     Subscription,
 )
-from plasmastream.wire.plasma._frames import HEADER_SIZE, MAX_BODY_SIZE, pack_header, unpack_header
-from plasmastream.wire.plasma._messages import (
-    EMPTY_SPEC,
+from plasmastream.wire.plasma._extensions import (
     MAX_HOLDERS,
     MAX_INSPECTED,
     MAX_NAME_SIZE,
-    MISSING_SPEC,
+    MAX_RELEASED,
+    InspectReply,
+    InspectRequest,
+    ObjectHolder,
+    ObjectStatus,
+    ObjectUser,
+    ReleaseManyRequest,
+)
+from plasmastream.wire.plasma._frames import HEADER_SIZE, MAX_BODY_SIZE, pack_header, unpack_header
+from plasmastream.wire.plasma._messages import (
     AbortReply,
     AbortRequest,
     ConnectReply,
@@ -47,18 +54,12 @@ from plasmastream.wire.plasma._messages import (
     GetDebugStringRequest,
     GetReply,
     GetRequest,
-    InspectReply,
-    InspectRequest,
     ListReply,
     ListRequest,
     Message,
     MessageType,
     Notification,
-    ObjectHolder,
     ObjectInfo,
-    ObjectSpec,
-    ObjectStatus,
-    ObjectUser,
     RefreshLRUReply,
     RefreshLRURequest,
     ReleaseReply,
@@ -75,6 +76,7 @@ from plasmastream.wire.plasma._notifications import (
     NotificationParser,
     encode_notification,
 )
+from plasmastream.wire.plasma._specs import EMPTY_SPEC, MISSING_SPEC, PACKED_MISSING, ObjectSpec, Specs, pack_spec
 
 __all__ = [
     "CONNECTION_CLOSED",
@@ -88,9 +90,11 @@ __all__ = [
     "MAX_INSPECTED",
     "MAX_NAME_SIZE",
     "MAX_NOTIFICATION_SIZE",
+    "MAX_RELEASED",
     "MISSING_SPEC",
     "NEED_DATA",
     "NO_DIGEST",
+    "PACKED_MISSING",
     "AbortReply",
     "AbortRequest",
     "ClientConnection",
@@ -134,6 +138,7 @@ __all__ = [
     "Outgoing",
     "RefreshLRUReply",
     "RefreshLRURequest",
+    "ReleaseManyRequest",
     "ReleaseReply",
     "ReleaseRequest",
     "Reply",
@@ -143,6 +148,7 @@ __all__ = [
     "SetOptionsReply",
     "SetOptionsRequest",
     "Signal",
+    "Specs",
     "SubscribeRequest",
     "Subscription",
     "UnsubscribeRequest",
@@ -153,5 +159,6 @@ __all__ = [
     "encode_notification",
     "object_digest",
     "pack_header",
+    "pack_spec",
     "unpack_header",
 ]

@@ -6,6 +6,7 @@ from typing import Final, TypeVar
 from plasmastream._errors import LocalProtocolError, RemoteProtocolError
 from plasmastream._object_id import ObjectID
 from plasmastream.wire._flat import Body, Pieces, Table
+from plasmastream.wire.plasma import _extensions as x
 from plasmastream.wire.plasma import _messages as m
 from plasmastream.wire.plasma._frames import pack_header
 from plasmastream.wire.plasma._templates import Template, make_templates
@@ -47,8 +48,9 @@ _MESSAGES: Final[tuple[type[m.Message], ...]] = (
     m.CreateAndSealBatchReply,
     m.RefreshLRURequest,
     m.RefreshLRUReply,
-    m.InspectRequest,
-    m.InspectReply,
+    x.InspectRequest,
+    x.InspectReply,
+    x.ReleaseManyRequest,
 )
 
 TABLES: Final[dict[int, Table[m.Message]]] = {cls.type: Table(cls) for cls in _MESSAGES}

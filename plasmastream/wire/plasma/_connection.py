@@ -389,8 +389,8 @@ class ClientConnection(_Connection[D]):
         if REPLY_TO[request.type] is not None:
             self._requests.append(request)
 
-    def is_understood(self, request: m.Message) -> bool:
-        """Whether the store knows a request: one of ours, only when its `ConnectReply` has said so."""
+    def is_understood(self, request: m.Message | type[m.Message]) -> bool:
+        """Whether the store knows a request, or a kind of them: one of ours, only when its `ConnectReply` said so."""
         extension = EXTENSION_OF.get(request.type)
         return extension is None or extension in m.Extension(self._extensions)
 

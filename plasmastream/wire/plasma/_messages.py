@@ -4,27 +4,15 @@ Fields stand in the order of the schema's slots (plasma-ipc 2.3; `schema/*.fbs`)
 read side by side with it. A request's answer is the class of the same name that ends in `Reply`.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum, IntFlag
-from typing import Annotated, ClassVar, Final, TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
 import attrs
 
-from plasmastream._object_id import OBJECT_ID_SIZE, ObjectID
-from plasmastream.wire._flat import (
-    Boxed,
-    Choice,
-    Fixed,
-    Flag,
-    Moment,
-    Octets,
-    Record,
-    Scalar,
-    Table,
-    Text,
-    Vector,
-    View,
-)
-from plasmastream.wire.plasma._digest import DIGEST_SIZE
+from plasmastream.wire._flat import Boxed, Choice, Octets, Record, Table, Vector
+from plasmastream.wire.plasma import _fields as f
+from plasmastream.wire.plasma._specs import LAYOUT, ObjectSpec, Specs
 
 
 class MessageType(IntEnum):
@@ -68,6 +56,7 @@ class MessageType(IntEnum):
     REFRESH_LRU_REPLY = 35
     INSPECT_REQUEST = 1000
     INSPECT_REPLY = 1001
+    RELEASE_MANY_REQUEST = 1002
 
 
 class Extension(IntFlag):
@@ -75,6 +64,8 @@ class Extension(IntFlag):
 
     INSPECT = 1
     """It answers an `InspectRequest`."""
+    RELEASE_MANY = 2
+    """It hears a `ReleaseManyRequest`."""
 
 
 class ErrorCode(IntEnum):
@@ -88,84 +79,32 @@ class ErrorCode(IntEnum):
     OBJECT_IN_USE = 5
 
 
-# Field types. `data` and `metadata` are read as read-only views of the body that they arrived in.
-
-BytesLike: TypeAlias = bytes | bytearray | memoryview
-
 _CODES = {int(code): code for code in ErrorCode}
 _STATUSES = {number: code for number, code in _CODES.items() if number <= ErrorCode.OUT_OF_MEMORY}
 
-_Bool: TypeAlias = Annotated[bool, Scalar("?")]
-_Flag: TypeAlias = Annotated[bool, Flag()]
-_Int32: TypeAlias = Annotated[int, Scalar("i")]
-_UInt32: TypeAlias = Annotated[int, Scalar("I")]
-_Int64: TypeAlias = Annotated[int, Scalar("q")]
-_UInt64: TypeAlias = Annotated[int, Scalar("Q")]
-_Int32s: TypeAlias = Annotated[tuple[int, ...], Vector(Scalar("i"))]
-_Int64s: TypeAlias = Annotated[tuple[int, ...], Vector(Scalar("q"))]
-_OptionalInt32: TypeAlias = Annotated[int | None, Scalar("i", None)]
-_OptionalInt64: TypeAlias = Annotated[int | None, Scalar("q", None)]
 _Status: TypeAlias = Annotated[ErrorCode, Choice(_STATUSES)]
 _Codes: TypeAlias = Annotated[tuple[ErrorCode, ...], Vector(Choice(_CODES))]
-_Id: TypeAlias = Annotated[ObjectID, Fixed(OBJECT_ID_SIZE, ObjectID)]
-_Ids: TypeAlias = Annotated[tuple[ObjectID, ...], Vector(Fixed(OBJECT_ID_SIZE, ObjectID))]
-_Digest: TypeAlias = Annotated[bytes, Fixed(DIGEST_SIZE, bytes)]
-_Digests: TypeAlias = Annotated[tuple[bytes, ...], Vector(Fixed(DIGEST_SIZE, bytes))]
-_OptionalDigest: TypeAlias = Annotated[bytes | None, Octets((0, DIGEST_SIZE), None)]
-_Bytes: TypeAlias = Annotated[BytesLike, View()]
-_BytesVector: TypeAlias = Annotated[tuple[BytesLike, ...], Vector(View())]
-_Text: TypeAlias = Annotated[str, Text()]
-_Moment: TypeAlias = Annotated[float, Moment()]
-_OptionalMoment: TypeAlias = Annotated[float | None, Moment(None)]
-
-
-@attrs.frozen
-class ObjectSpec:
-    """Where an object lies: sizes in bytes, offsets from the start of the mapping (plasma-ipc 2.2)."""
-
-    segment_index: int = 0
-    """The segment, by the number that the store calls `store_fd`."""
-    data_offset: int = 0
-    data_size: int = 0
-    metadata_offset: int = 0
-    """Always `data_offset + data_size`."""
-    metadata_size: int = 0
-    device_num: int = 0
-    """0 is host memory."""
-
-    @property
-    def is_missing(self) -> bool:
-        """Whether this is what a `GetReply` says about an object that did not come."""
-        return self.data_size == _MISSING_SIZE
-
-
-_MISSING_SIZE: Final = 2**64 - 1
-MISSING_SPEC: Final = ObjectSpec(data_size=_MISSING_SIZE)
-"""What a `GetReply` says about an object that did not come."""
-EMPTY_SPEC: Final = ObjectSpec()
-"""What a `CreateReply` carries beside an error: Arrow's client reads it all the same."""
-
-_SPEC = Record(ObjectSpec, "<i4xQQQQi4x")
+_SPEC = Record(ObjectSpec, LAYOUT, Specs)
 _Spec: TypeAlias = Annotated[ObjectSpec, _SPEC]
-_Specs: TypeAlias = Annotated[tuple[ObjectSpec, ...], Vector(_SPEC)]
+_Specs: TypeAlias = Annotated[Sequence[ObjectSpec], Vector(_SPEC)]
 
 
 @attrs.frozen
 class ObjectInfo:
     """An object in a list, or a change in a notification (plasma-ipc 2.4)."""
 
-    object_id: _Id
-    data_size: _Int64 = 0
-    metadata_size: _Int64 = 0
-    ref_count: _Int32 = 0
+    object_id: f.Id
+    data_size: f.Int64 = 0
+    metadata_size: f.Int64 = 0
+    ref_count: f.Int32 = 0
     """Connections that use it; in lists only."""
-    create_time: _Int64 = 0
+    create_time: f.Int64 = 0
     """Unix time in whole seconds; in lists only."""
-    construct_duration: _Int64 = 0
+    construct_duration: f.Int64 = 0
     """Seconds from create to seal, -1 until then; in lists only."""
-    digest: _OptionalDigest = None
+    digest: f.OptionalDigest = None
     """8 bytes; in lists `b""` until it is sealed; None in a notification of a deletion."""
-    is_deletion: _Bool = False
+    is_deletion: f.Bool = False
 
 
 _Infos: TypeAlias = Annotated[tuple[ObjectInfo, ...], Vector(Table(ObjectInfo))]
@@ -205,11 +144,11 @@ class CreateRequest(Message):
     """Reserve memory for an object, which this connection holds until it seals or aborts; sizes in bytes."""
 
     type = MessageType.CREATE_REQUEST
-    object_id: _Id
-    evict_if_full: _Bool = False
-    data_size: _UInt64 = 0
-    metadata_size: _UInt64 = 0
-    device_num: _Int32 = 0
+    object_id: f.Id
+    evict_if_full: f.Bool = False
+    data_size: f.UInt64 = 0
+    metadata_size: f.UInt64 = 0
+    device_num: f.Int32 = 0
 
 
 @attrs.frozen
@@ -217,11 +156,11 @@ class CreateReply(Message):
     """Where to write the object, or why not. May be followed by the segment's descriptor (plasma-ipc 3.2)."""
 
     type = MessageType.CREATE_REPLY
-    object_id: _Id
+    object_id: f.Id
     spec: _Spec
     error: _Status = ErrorCode.OK
-    store_fd: _OptionalInt32 = None
-    mmap_size: _OptionalInt64 = None
+    store_fd: f.OptionalInt32 = None
+    mmap_size: f.OptionalInt64 = None
     """8 more than the bytes that can be mapped (plasma-ipc 3.3)."""
     ipc_handle: _OptionalHandle = None
 
@@ -231,11 +170,11 @@ class CreateAndSealRequest(Message):
     """Store a small object whose contents come along."""
 
     type = MessageType.CREATE_AND_SEAL_REQUEST
-    object_id: _Id
-    evict_if_full: _Bool
-    data: _Bytes
-    metadata: _Bytes
-    digest: _Digest
+    object_id: f.Id
+    evict_if_full: f.Bool
+    data: f.Bytes
+    metadata: f.Bytes
+    digest: f.Digest
 
 
 @attrs.frozen
@@ -251,7 +190,7 @@ class AbortRequest(Message):
     """Give back the memory of an unsealed object."""
 
     type = MessageType.ABORT_REQUEST
-    object_id: _Id
+    object_id: f.Id
 
 
 @attrs.frozen
@@ -259,7 +198,7 @@ class AbortReply(Message):
     """The object is gone."""
 
     type = MessageType.ABORT_REPLY
-    object_id: _Id
+    object_id: f.Id
 
 
 @attrs.frozen
@@ -267,8 +206,8 @@ class SealRequest(Message):
     """Make an object immutable, and visible to all."""
 
     type = MessageType.SEAL_REQUEST
-    object_id: _Id
-    digest: _Digest
+    object_id: f.Id
+    digest: f.Digest
 
 
 @attrs.frozen
@@ -276,7 +215,7 @@ class SealReply(Message):
     """Whether the object was sealed."""
 
     type = MessageType.SEAL_REPLY
-    object_id: _Id
+    object_id: f.Id
     error: _Status = ErrorCode.OK
 
 
@@ -285,8 +224,8 @@ class GetRequest(Message):
     """Pin objects, and tell where they lie, waiting for those that are not sealed yet (-1: for ever)."""
 
     type = MessageType.GET_REQUEST
-    object_ids: _Ids
-    timeout_ms: _Int64
+    object_ids: f.Ids
+    timeout_ms: f.Int64
 
 
 @attrs.frozen
@@ -294,11 +233,11 @@ class GetReply(Message):
     """A spec for each id asked for, in order. May be followed by descriptors (plasma-ipc 3.2)."""
 
     type = MessageType.GET_REPLY
-    object_ids: _Ids
+    object_ids: f.Ids
     specs: _Specs
-    store_fds: _Int32s
+    store_fds: f.Int32s
     """The distinct segments in `specs`, those known to the client included."""
-    mmap_sizes: _Int64s
+    mmap_sizes: f.Int64s
     """One for each of `store_fds`: 8 more than the bytes that can be mapped."""
     handles: _OptionalHandles = None
 
@@ -315,7 +254,7 @@ class ReleaseRequest(Message):
     """This connection does not use the object any more. Has no reply."""
 
     type = MessageType.RELEASE_REQUEST
-    object_id: _Id
+    object_id: f.Id
 
 
 @attrs.frozen
@@ -323,7 +262,7 @@ class ReleaseReply(Message):
     """In the schema, but never sent."""
 
     type = MessageType.RELEASE_REPLY
-    object_id: _Id
+    object_id: f.Id
     error: _Status = ErrorCode.OK
 
 
@@ -332,8 +271,8 @@ class DeleteRequest(Message):
     """Remove objects, each as soon as nobody uses it."""
 
     type = MessageType.DELETE_REQUEST
-    count: _Int32 = attrs.field(init=False, repr=False)
-    object_ids: _Ids
+    count: f.Int32 = attrs.field(init=False, repr=False)
+    object_ids: f.Ids
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "count", len(self.object_ids))
@@ -344,8 +283,8 @@ class DeleteReply(Message):
     """What became of each id. Those not sealed yet, or in use, are deleted as soon as that is over."""
 
     type = MessageType.DELETE_REPLY
-    count: _Int32 = attrs.field(init=False, repr=False)
-    object_ids: _Ids
+    count: f.Int32 = attrs.field(init=False, repr=False)
+    object_ids: f.Ids
     errors: _Codes
 
     def __attrs_post_init__(self) -> None:
@@ -362,7 +301,7 @@ class ContainsRequest(Message):
     """Ask whether the store holds this object, sealed."""
 
     type = MessageType.CONTAINS_REQUEST
-    object_id: _Id
+    object_id: f.Id
 
 
 @attrs.frozen
@@ -370,8 +309,8 @@ class ContainsReply(Message):
     """Whether the store holds the object, sealed."""
 
     type = MessageType.CONTAINS_REPLY
-    object_id: _Id
-    has_object: _Flag
+    object_id: f.Id
+    has_object: f.Flag
 
 
 @attrs.frozen
@@ -406,8 +345,8 @@ class ConnectReply(Message):
     """The store's capacity in bytes, and what it knows beyond the published messages."""
 
     type = MessageType.CONNECT_REPLY
-    memory_capacity: _Int64
-    extensions: _UInt32 = 0
+    memory_capacity: f.Int64
+    extensions: f.UInt32 = 0
     """Of `Extension`, and of what later versions know. A field of our own: Apache's store leaves it out."""
 
 
@@ -416,7 +355,7 @@ class EvictRequest(Message):
     """Free at least so many bytes, oldest objects first."""
 
     type = MessageType.EVICT_REQUEST
-    num_bytes: _UInt64
+    num_bytes: f.UInt64
 
 
 @attrs.frozen
@@ -424,7 +363,7 @@ class EvictReply(Message):
     """How many bytes were freed."""
 
     type = MessageType.EVICT_REPLY
-    num_bytes: _UInt64
+    num_bytes: f.UInt64
 
 
 @attrs.frozen
@@ -446,9 +385,9 @@ class DataRequest(Message):
     """A leftover of Plasma's manager, never sent."""
 
     type = MessageType.DATA_REQUEST
-    object_id: _Id
-    address: _Text
-    port: _Int32
+    object_id: f.Id
+    address: f.Text
+    port: f.Int32
 
 
 @attrs.frozen
@@ -456,9 +395,9 @@ class DataReply(Message):
     """A leftover of Plasma's manager, never sent."""
 
     type = MessageType.DATA_REPLY
-    object_id: _Id
-    object_size: _UInt64
-    metadata_size: _UInt64
+    object_id: f.Id
+    object_size: f.UInt64
+    metadata_size: f.UInt64
 
 
 @attrs.frozen
@@ -474,8 +413,8 @@ class SetOptionsRequest(Message):
     """Name this client, and reserve so many bytes for the objects that it creates."""
 
     type = MessageType.SET_OPTIONS_REQUEST
-    client_name: _Text
-    output_memory_quota: _Int64
+    client_name: f.Text
+    output_memory_quota: f.Int64
 
 
 @attrs.frozen
@@ -498,7 +437,7 @@ class GetDebugStringReply(Message):
     """Figures to be read by people (plasma-ipc 8.4)."""
 
     type = MessageType.GET_DEBUG_STRING_REPLY
-    debug_string: _Text
+    debug_string: f.Text
 
 
 @attrs.frozen
@@ -506,11 +445,11 @@ class CreateAndSealBatchRequest(Message):
     """Store several small objects, all or none."""
 
     type = MessageType.CREATE_AND_SEAL_BATCH_REQUEST
-    object_ids: _Ids
-    evict_if_full: _Bool
-    data: _BytesVector
-    metadata: _BytesVector
-    digests: _Digests
+    object_ids: f.Ids
+    evict_if_full: f.Bool
+    data: f.BytesVector
+    metadata: f.BytesVector
+    digests: f.Digests
 
     def fault(self) -> str | None:
         lengths = {len(self.object_ids), len(self.data), len(self.metadata), len(self.digests)}
@@ -530,7 +469,7 @@ class RefreshLRURequest(Message):
     """Make idle objects the last to be evicted."""
 
     type = MessageType.REFRESH_LRU_REQUEST
-    object_ids: _Ids
+    object_ids: f.Ids
 
 
 @attrs.frozen
@@ -538,79 +477,3 @@ class RefreshLRUReply(Message):
     """Done."""
 
     type = MessageType.REFRESH_LRU_REPLY
-
-
-# Our own. Each vector and text has a limit, since many entries of one vector may lead to the same bytes.
-
-MAX_INSPECTED: Final = 256
-"""Objects in one `InspectReply`, and ids in one request."""
-MAX_HOLDERS: Final = 16
-"""Holders of one object that are named."""
-MAX_NAME_SIZE: Final = 256
-"""Bytes of a holder's name."""
-
-
-@attrs.frozen
-class ObjectUser:
-    """A process that is connected to the store, or the store's own."""
-
-    pid: _Int32
-    """0 where the store cannot see the process."""
-    user: _UInt32
-    name: Annotated[str, Text(MAX_NAME_SIZE)]
-    """What it calls itself, or is called by the system: any characters."""
-
-
-@attrs.frozen
-class ObjectHolder(ObjectUser):
-    """Who holds an object."""
-
-    since: _Moment
-
-
-@attrs.frozen
-class ObjectStatus:
-    """All that a store tells about an object: sizes in bytes, times in seconds since the epoch."""
-
-    object_id: _Id
-    data_size: _Int64
-    metadata_size: _Int64
-    created_at: _Moment
-    last_used_at: _Moment
-    """When somebody got it last, or let go of it."""
-    sealed_at: _OptionalMoment
-    """None while it is being written."""
-    in_memory: _Bool
-    on_disk: _Bool
-    delete_when_released: _Bool
-    """Somebody has asked for it to go as soon as nobody holds it."""
-    evicted_after: _Int64
-    """How many objects will be evicted before this one, as far as they were counted; -1 where nobody's need for room
-    evicts it, because it is in use, or in somebody's quota."""
-    holder_count: _UInt32
-    holders: Annotated[tuple[ObjectHolder, ...], Vector(Table(ObjectHolder), most=MAX_HOLDERS)]
-    """Those who have held it for longest. While it is being written, its creator alone."""
-    quota_of: Annotated[ObjectUser | None, Table(ObjectUser, None)] = None
-    """Whose quota it is counted in."""
-
-
-@attrs.frozen
-class InspectRequest(Message):
-    """Ask who holds these objects, or all where none is named. Only for a store that announces it."""
-
-    type = MessageType.INSPECT_REQUEST
-    object_ids: Annotated[
-        tuple[ObjectID, ...], Vector(Fixed(OBJECT_ID_SIZE, ObjectID), most=MAX_INSPECTED)
-    ] = ()
-    cursor: _UInt64 = 0
-    """Where to go on with all: 0 at first, then what the last reply said."""
-
-
-@attrs.frozen
-class InspectReply(Message):
-    """Those of the objects that are there, in the order asked, or in that of their creation."""
-
-    type = MessageType.INSPECT_REPLY
-    objects: Annotated[tuple[ObjectStatus, ...], Vector(Table(ObjectStatus), most=MAX_INSPECTED)]
-    next_cursor: _UInt64 = 0
-    """0 where there are no more."""

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from plasmastream._errors import RemoteProtocolError
+from plasmastream.wire.plasma import _extensions as x
 from plasmastream.wire.plasma import _messages as m
 from plasmastream.wire.plasma._messages import MessageType as T
+from plasmastream.wire.plasma._specs import Columns, ObjectSpec, Specs
 
 REPLY_TO: Final[dict[T, T | None]] = {
     T.DISCONNECT_CLIENT: None,
@@ -30,10 +32,14 @@ REPLY_TO: Final[dict[T, T | None]] = {
     T.CREATE_AND_SEAL_BATCH_REQUEST: T.CREATE_AND_SEAL_BATCH_REPLY,
     T.REFRESH_LRU_REQUEST: T.REFRESH_LRU_REPLY,
     T.INSPECT_REQUEST: T.INSPECT_REPLY,
+    T.RELEASE_MANY_REQUEST: None,
 }
 """The requests that a store accepts, and what it answers (plasma-ipc 2.1)."""
 
-EXTENSION_OF: Final = {T.INSPECT_REQUEST: m.Extension.INSPECT}
+EXTENSION_OF: Final = {
+    T.INSPECT_REQUEST: m.Extension.INSPECT,
+    T.RELEASE_MANY_REQUEST: m.Extension.RELEASE_MANY,
+}
 """The requests that a store must have announced in its `ConnectReply`."""
 
 _GAP = 8  # an `mmap_size` is so many bytes more than what can be mapped (plasma-ipc 3.3)
@@ -71,7 +77,7 @@ def check_reply(request: m.Message, reply: m.Message, segments: Mapping[int, int
             _check_specs(reply.specs, segments)
         case m.DeleteRequest(), m.DeleteReply():
             _check_same(request.object_ids, reply.object_ids)
-        case m.InspectRequest(), m.InspectReply():
+        case x.InspectRequest(), x.InspectReply():
             _check_inspection(request, reply)
         case (
             (
@@ -90,7 +96,7 @@ def check_reply(request: m.Message, reply: m.Message, segments: Mapping[int, int
             _check_same(asked, answered)
 
 
-def _check_inspection(request: m.InspectRequest, reply: m.InspectReply) -> None:
+def _check_inspection(request: x.InspectRequest, reply: x.InspectReply) -> None:
     if request.object_ids:
         if reply.next_cursor:
             raise RemoteProtocolError("the store goes on when it has told of all that it was asked about")
@@ -102,7 +108,7 @@ def _check_inspection(request: m.InspectRequest, reply: m.InspectReply) -> None:
         raise RemoteProtocolError("a list of objects comes to no end")
 
 
-def _sizes(spec: m.ObjectSpec) -> tuple[int, int]:
+def _sizes(spec: ObjectSpec) -> tuple[int, int]:
     return spec.data_size, spec.metadata_size
 
 
@@ -111,7 +117,9 @@ def _check_same(asked: object, answered: object) -> None:
         raise RemoteProtocolError(f"the store was asked about {asked}, and answers about {answered}")
 
 
-def _check_specs(specs: Iterable[m.ObjectSpec], segments: Mapping[int, int]) -> None:
+def _check_specs(specs: Iterable[ObjectSpec], segments: Mapping[int, int]) -> None:
+    if isinstance(specs, Specs) and all(_are_sound(some.columns(), segments) for some in specs.pieces()):
+        return
     for spec in specs:
         if spec.is_missing or spec.device_num:  # device memory has no segment (plasma-ipc 3.4)
             continue
@@ -121,3 +129,11 @@ def _check_specs(specs: Iterable[m.ObjectSpec], segments: Mapping[int, int]) -> 
             raise RemoteProtocolError(f"data and metadata are not adjacent in {spec}")
         if spec.metadata_offset + spec.metadata_size > segments[spec.segment_index] - _GAP:
             raise RemoteProtocolError(f"an object reaches out of its segment in {spec}")
+
+
+def _are_sound(some: Columns, segments: Mapping[int, int]) -> bool:
+    """Whether all of them are there, in one segment; those that are not are looked at one by one."""
+    if len(some.segments) > 1 or some.devices != {0}:
+        return False
+    (segment,) = some.segments
+    return segment in segments and some.lie_within(segments[segment] - _GAP)

@@ -14,6 +14,7 @@ from plasmastream._object_id import OBJECT_ID_SIZE, ObjectID
 from plasmastream.wire._flat import Body
 from plasmastream.wire.plasma import _messages as m
 from plasmastream.wire.plasma._frames import pack_header
+from plasmastream.wire.plasma._specs import ObjectSpec
 
 Values = tuple[Any, ...]
 
@@ -89,7 +90,7 @@ def _example(code: str, number: int) -> Any:
 
 def _get_reply(object_id: bytes, *numbers: int) -> m.GetReply:
     *place, store_fd, mmap_size = numbers
-    return m.GetReply((ObjectID(object_id),), (m.ObjectSpec(*place),), (store_fd,), (mmap_size,))
+    return m.GetReply((ObjectID(object_id),), (ObjectSpec(*place),), (store_fd,), (mmap_size,))
 
 
 def _of_get_reply(reply: m.GetReply) -> Values | None:

@@ -63,6 +63,7 @@ from plasmastream.wire.plasma import (
     ObjectUser,
     RefreshLRUReply,
     RefreshLRURequest,
+    ReleaseManyRequest,
     ReleaseReply,
     ReleaseRequest,
     SealReply,
@@ -73,6 +74,7 @@ from plasmastream.wire.plasma import (
     UnsubscribeRequest,
 )
 from plasmastream.wire.plasma._codec import TABLES
+from plasmastream.wire.plasma._extensions import _PackedIds
 
 
 def letter(text: str) -> ObjectID:
@@ -128,6 +130,7 @@ ONE_OF_EACH: list[Message] = [
             ObjectStatus(B, 1, 0, 1e9, 1e9, None, False, True, False, 5, 0, (), ObjectUser(8, 1000, "größe")),
         )
     ),
+    ReleaseManyRequest((A, B)),
 ]
 SAMPLES: dict[MessageType, Message] = {message.type: message for message in ONE_OF_EACH}
 
@@ -209,6 +212,8 @@ def _present(kind: Kind) -> st.SearchStrategy[Any]:
             return st.integers(low, low + (1 << bits) - 1)
         case Fixed():
             return st.binary(min_size=kind._nbytes, max_size=kind._nbytes).map(kind._make)
+        case _PackedIds():
+            return st.lists(st.binary(min_size=20, max_size=20).map(ObjectID), max_size=4).map(tuple)
         case Octets():
             lengths = st.sampled_from(list(kind._lengths))
             return lengths.flatmap(lambda n: st.binary(min_size=n, max_size=n))

@@ -40,6 +40,7 @@ from plasmastream.wire.plasma import (
     ObjectInfo,
     ObjectSpec,
     RefreshLRURequest,
+    ReleaseManyRequest,
     SealReply,
     SealRequest,
     SetOptionsRequest,
@@ -51,6 +52,7 @@ from plasmastream.wire.plasma import (
     unpack_header,
 )
 from plasmastream.wire.plasma._codec import TABLES
+from plasmastream.wire.plasma._extensions import _PackedIds
 
 from . import oracle
 from .samples import (
@@ -154,6 +156,8 @@ def assert_kind(kind: flat.Kind, type_name: str) -> None:
             assert oracle.RECORDS[type_name] == [("handle", "[ubyte]")]
         case flat.Table():
             assert_layout(kind.slots, type_name)
+        case _PackedIds():
+            assert type_name == "[ubyte]"
         case flat.Choice():
             assert type_name == "PlasmaError"
         case flat.Scalar():
@@ -297,7 +301,7 @@ def test_a_disconnect_has_any_body() -> None:
     assert encode(DisconnectClient()) == bytes(24)
 
 
-@pytest.mark.parametrize("number", [-1, 36, 999, 1002, 2**40])
+@pytest.mark.parametrize("number", [-1, 36, 999, 1003, 2**40])
 def test_unknown_types(number: int) -> None:
     with pytest.raises(RemoteProtocolError, match="no message of type"):
         decode(number, EMPTY_TABLE)
@@ -344,6 +348,11 @@ HOSTILE: dict[str, tuple[type[Message], bytes]] = {
     "vector reaches out": (GetReply, SPECS_CUT_SHORT),
     "string reaches out": (SetOptionsRequest, body_of((0, b"\4\0\0\0"), slots=2, tail=struct.pack("<I", 1))),
     "not UTF-8": (GetDebugStringReply, body_of((0, b"\4\0\0\0"), slots=1, tail=b"\1\0\0\0\xff")),
+    "19 bytes are no list": (ReleaseManyRequest, body_of((0, b"\4\0\0\0"), slots=1, tail=b"\x13\0\0\0" + A)),
+    "20500 bytes are no list": (
+        ReleaseManyRequest,
+        body_of((0, b"\4\0\0\0"), slots=1, tail=struct.pack("<I", 20_500) + 1025 * A),
+    ),
     "vector of 257 entries": (InspectRequest, body_of((0, b"\4\0\0\0"), slots=2, tail=struct.pack("<I", 257))),
     "vector of 17 entries": (InspectReply, changed(b"\1\0\0\0", b"\x11\0\0\0", InspectReply((HELD,)))),
     "text of 257 bytes": (InspectReply, changed(b"\7\0\0\0", struct.pack("<I", 257), InspectReply((HELD,)), more=300)),
@@ -409,6 +418,7 @@ MUST_NOT_BE_SENT: dict[str, Message] = {
     "without a digest": ListReply((ObjectInfo(A),)),
     r"unequal lengths \[0, 1\]": CreateAndSealBatchRequest((A,), True, (), (b"",), (DIGEST,)),
     "a vector of": RefreshLRURequest((A,) * (flat.MAX_ENTRIES + 1)),
+    "1025 values are no list": ReleaseManyRequest((A,) * 1025),
     "a vector of 257": InspectRequest((A,) * 257),
     "a text of 257 bytes": InspectReply((status_of(A, (ObjectHolder(1, 1, "é" * 128 + "x", 0.0),)),)),
     "-1.0 is no time": InspectReply((status_of(A, (ObjectHolder(1, 1, "x", -1.0),)),)),

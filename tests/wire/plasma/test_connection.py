@@ -114,7 +114,7 @@ def connected() -> Client:
     client = Client()
     client.send(ConnectRequest())
     flatten(client)
-    client.receive_data(encode(ConnectReply(1, Extension.INSPECT)))
+    client.receive_data(encode(ConnectReply(1, Extension.INSPECT | Extension.RELEASE_MANY)))
     assert len(events_of(client)) == 1
     return client
 

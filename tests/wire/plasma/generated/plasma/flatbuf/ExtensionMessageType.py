@@ -5,3 +5,4 @@
 class ExtensionMessageType(object):
     PlasmaInspectRequest = 1000
     PlasmaInspectReply = 1001
+    PlasmaReleaseManyRequest = 1002
