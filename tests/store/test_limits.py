@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from plasmastream import ObjectID
-from plasmastream.store import ConnectionLimits, EmbeddedStore, _turns, serve_store
+from plasmastream.store import ConnectionLimits, EmbeddedStore, _server, _turns, serve_store
 from plasmastream.store._transport import UnixTransport
 from plasmastream.wire.plasma import (
     NO_DIGEST,
@@ -51,6 +51,7 @@ def path(socket_directory: Path) -> Path:
 def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let others in after each single object."""
     monkeypatch.setattr(_turns, "_SLICE", -1.0)
+    monkeypatch.setattr(_server, "FILLED_TOGETHER", 1)
 
 
 def batch(object_ids: tuple[ObjectID, ...]) -> CreateAndSealBatchRequest:
