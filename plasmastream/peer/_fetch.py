@@ -31,6 +31,7 @@ from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._reliance import doubts
 from plasmastream.peer._results import RefusedError, Result, outcome_of
+from plasmastream.peer._turns import release_all
 from plasmastream.peer._wanted import Piece, Wanted, piece_of, shares
 from plasmastream.store._object_store import NewObject, ObjectStore
 from plasmastream.wire.stream.v2 import (
@@ -140,8 +141,7 @@ class Fetch:
                 for wanted in self._wanted:
                     if wanted.incoming is not None:
                         await wanted.incoming.abort()
-                    if wanted.lease is not None:
-                        wanted.lease.release()
+                await release_all([wanted.lease for wanted in self._wanted if wanted.lease is not None])
                 await self._abandon()
         return [wanted.result for wanted in self._wanted if wanted.result is not None]
 
@@ -300,17 +300,21 @@ class Fetch:
             return
         objects = [NewObject(wanted.object_id, data, metadata) for wanted, data, metadata in news]
         outcomes = await put_small(self._store, objects, self._store_timeout)
+        arrived = nbytes = 0
         for (wanted, data, metadata), (lease, outcome, reason) in zip(news, outcomes, strict=True):
             if lease is None:
                 self._hinder(wanted, outcome, reason)
                 continue
             wanted.lease, wanted.was_present = lease, outcome is Outcome.PRESENT
             wanted.is_open = self._take
-            self._progressed(1, len(data) + len(metadata))
+            arrived += 1
+            nbytes += len(data) + len(metadata)
             if not self._take:
                 self._succeed(wanted)
             elif wanted.was_present and not wanted.is_same(data, metadata):
                 self._finish(wanted, Outcome.DIFFERENT)
+        if arrived:
+            self._progressed(arrived, nbytes)
 
     async def _take_description(self, wanted: Wanted, described: ObjectDescribed) -> None:
         incoming, lease = wanted.incoming, wanted.lease

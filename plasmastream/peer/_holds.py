@@ -15,7 +15,7 @@ import trio
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._channel import Channel
 from plasmastream.peer._incoming import Incoming
-from plasmastream.peer._turns import parts
+from plasmastream.peer._turns import release_all
 from plasmastream.store._object_store import Lease
 
 _MOST_TOKENS = 64
@@ -245,10 +245,7 @@ class Holds:
         for incoming in doomed:
             self.forget_incoming(hold, incoming)
         with trio.CancelScope(shield=True):
-            for part in parts(leases):
-                for lease in part:
-                    lease.release()
-                await trio.lowlevel.checkpoint()
+            await release_all(leases)
             for incoming in doomed:
                 await incoming.abort()
         self.forget_if_empty(hold)

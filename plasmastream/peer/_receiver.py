@@ -7,7 +7,7 @@ import anyio
 from plasmastream._errors import PeerError, StoreError, TransferError
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._transport import Transport
-from plasmastream.store._object_store import Lease, NewObject, ObjectStore
+from plasmastream.store._object_store import Lease, Leases, NewObject, ObjectStore
 from plasmastream.wire.plasma import NO_DIGEST
 from plasmastream.wire.stream import (
     NEED_DATA,
@@ -64,7 +64,7 @@ class Receiver:
         self._report: Progress = on_progress or (lambda objects, nbytes: None)
         self._batch: list[NewObject] = []
         self._arrived: list[ObjectID] = []
-        self._leases: list[Lease] = []
+        self._leases: Leases[Lease] = Leases()
 
     async def run(self) -> None:
         """Receive the answer to its end.
@@ -81,8 +81,7 @@ class Receiver:
             await self._undo()
             raise
         finally:
-            for lease in self._leases:
-                lease.release()
+            self._leases.release()
 
     async def _receive(self) -> None:
         while True:

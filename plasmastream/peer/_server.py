@@ -34,7 +34,7 @@ from plasmastream.peer._transport import (
     connect,
     format_address,
 )
-from plasmastream.store._object_store import Lease, ObjectStore
+from plasmastream.store._object_store import Lease, Leases, ObjectStore
 from plasmastream.wire.stream import (
     NEED_DATA,
     ConnectionClosed,
@@ -295,8 +295,7 @@ class _Session:
                 if leases:
                     await self._send(leases)
             finally:
-                for lease in leases:
-                    lease.release()
+                leases.release()
         return await self._next_request()
 
     async def _take(self, request: TransferRequested) -> Event | None:
@@ -323,24 +322,22 @@ class _Session:
                             await self._delete(request.object_ids)
                         return event
                 finally:
-                    for lease in leases:
-                        lease.release()
+                    leases.release()
         return await self._next_request()
 
-    async def _hold(self, object_ids: Sequence[ObjectID]) -> list[Lease]:
+    async def _hold(self, object_ids: Sequence[ObjectID]) -> Leases[Lease]:
         """Hold all objects; where that cannot be, refuse and hold none."""
         try:
             leases = await self._server._store.get(object_ids, timeout=self._timeouts.objects)
         except StoreError as error:
             _log.warning("%s: the store failed: %s", self._transport.peer, error)
             await self._refuse(Status.STORE_ERROR)
-            return []
-        held = [lease for lease in leases if lease is not None]
+            return Leases()
+        held = Leases([lease for lease in leases if lease is not None])
         if len(held) < len(leases):
-            for lease in held:
-                lease.release()
+            held.release()
             await self._refuse(Status.NOT_FOUND)
-            return []
+            return Leases()
         return held
 
     async def _send(self, leases: Sequence[Lease]) -> bool | None:

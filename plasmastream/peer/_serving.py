@@ -264,9 +264,7 @@ class Session:
                 self._queue_run(run, encoding)  # it leaves with what follows
             return missing
         finally:
-            for lease in found:
-                if lease is not None:
-                    lease.release()
+            found.release()
 
     async def _admit(self, request: Open, hold: Hold, lease: Lease) -> tuple[int, str] | None:
         """Whether an object may be opened: None, or the outcome and its reason."""

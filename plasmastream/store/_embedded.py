@@ -19,7 +19,6 @@ from plasmastream._object_id import ObjectID
 from plasmastream.store._core import DEFAULT_MAX_OBJECTS, NotYetError, PendingGet, StoreCore
 from plasmastream.store._inspect import inspect_page
 from plasmastream.store._object_store import Buffer, Lease, Leases, NewObject, UnsealedObject
-from plasmastream.store._segment import Segment
 from plasmastream.store._spill import SpillDirectory
 from plasmastream.store._spiller import Spiller
 from plasmastream.store._table import Client, Entry
@@ -262,11 +261,13 @@ class EmbeddedStore:
 
 
 class _Holder:
-    """Who holds objects for leases, each for one."""
+    """Who holds objects for leases, each for one; and their memory, also when the store is closed."""
 
     def __init__(self, core: StoreCore, name: str) -> None:
         self._core = core
         self.client = Client(name)
+        self.fd = core.heap.segment.fd
+        self.watched = core.heap.segment.watched
 
     def get(self, object_ids: Sequence[ObjectID]) -> list[Entry | None]:
         return self._core.get(self.client, object_ids)
@@ -277,8 +278,8 @@ class _Holder:
             entry.object_id, (0, entry.offset, entry.data_size, entry.metadata_size), entry.object_id, self
         )
 
-    def shown(self, index: int) -> Segment:
-        return self._core.heap.segment
+    def shown(self, index: int) -> Self:
+        return self
 
     def give_back(self, tickets: Sequence[Ticket]) -> None:
         """As the core does: the tickets are the names of the objects."""

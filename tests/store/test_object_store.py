@@ -624,3 +624,13 @@ async def test_calls_pass_a_checkpoint(door: Door) -> None:
             await call()
         assert scope.cancelled_caught
     assert await door.store.contains([A, B]) == [True, False]
+
+
+async def test_leases_outlive_an_embedded_store_also_where_nobody_has_looked() -> None:
+    with EmbeddedStore(1 << 20) as store:
+        looked, other, dropped = await store.put_many([NewObject(i, b"data", b"meta") for i in names(3)])
+        assert bytes(looked.data) == b"data"
+    del store, dropped
+    for lease in (looked, other):
+        with lease:
+            assert (bytes(lease.data), bytes(lease.metadata)) == (b"data", b"meta")
