@@ -30,7 +30,7 @@ class UnixSocket:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._socket = sock
-        self._queue: deque[tuple[memoryview, int | None]] = deque()
+        self._queue: deque[tuple[bytes | memoryview, int | None]] = deque()
         self.queued_bytes = 0
 
     def fileno(self) -> int:
@@ -65,7 +65,7 @@ class UnixSocket:
     def queue(self, pieces: Iterable[Outgoing[int]]) -> None:
         """Add to what `flush` sends: in order, and whole, whoever flushes and is cancelled in between."""
         for piece in pieces:
-            self._queue.append((memoryview(piece.data), piece.descriptor))
+            self._queue.append((piece.data, piece.descriptor))
             self.queued_bytes += len(piece.data)
 
     def flush_nowait(self) -> bool:
@@ -92,7 +92,7 @@ class UnixSocket:
             if sent == len(data):
                 queue.popleft()
             else:  # a descriptor travels with the first byte, and its message has only one
-                queue[0] = (data[sent:], None)
+                queue[0] = (memoryview(data)[sent:], None)
         return True
 
     def shut_down(self) -> None:

@@ -1,7 +1,6 @@
 """One end of a connection to a store, waited for by `poll`: every wait has a deadline."""
 
 import math
-import os
 import select
 import time
 from collections.abc import Sequence
@@ -106,9 +105,7 @@ class StoreConnection(Connection[UnixSocket]):
             try:
                 received = self._transport.receive_nowait(self._wire.get_buffer())
             except BlockingIOError:
-                if haste.looks_again():
-                    os.sched_yield()
-                else:
+                if not haste.looks_again():
                     self._wait(select.POLLIN, deadline)
             except OSError as error:
                 raise self.fail_by(error) from error

@@ -89,3 +89,17 @@ def _group_number(group: str) -> int:
     with suppress(KeyError, ValueError):
         return grp.getgrnam(group).gr_gid
     raise StoreError(f"the store's socket cannot be given to the group {group!r}: there is none of this name")
+
+
+def leads_to(address: str, descriptor: int) -> bool:
+    """Whether a descriptor is a Unix socket whose other end is at `address`, or that has no other end yet."""
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError:
+        return False  # something else
+    try:
+        return sock.family == socket.AF_UNIX and sock.getpeername() == address
+    except OSError:
+        return True
+    finally:
+        sock.detach()

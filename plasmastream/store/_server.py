@@ -1,8 +1,9 @@
 """`serve_store`: a store's objects for every local process, over a Unix socket, in Apache Plasma's protocol.
 
-A task serves each connection and blocks for nobody else: a client that sends half a message, or does not read its
-replies, waits alone. What a client sends is checked before it is believed; where it breaks the protocol, its
-connection ends with a line in the log, and what it held is let go. The rules are those of docs/plasma-ipc.md.
+What can be answered at once is answered at one desk for all; what waits, or is long, by the task that each connection
+has. Nobody blocks anybody else: a client that sends half a message, or does not read its replies, waits alone. What a
+client sends is checked before it is believed; where it breaks the protocol, its connection ends with a line in the log,
+and what it held is let go. The rules are those of docs/plasma-ipc.md.
 """
 
 import logging
@@ -10,7 +11,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import trio
 
@@ -24,9 +25,10 @@ from plasmastream._errors import (
 from plasmastream._listening import accept_connections
 from plasmastream._object_id import ObjectID
 from plasmastream._os_errors import reason_of
-from plasmastream.store._access import Access, Gate, peer_of
+from plasmastream.store._access import Access, Gate, leads_to, peer_of
 from plasmastream.store._core import FILLED_TOGETHER, New, NotYetError, PendingGet, StoreCore
 from plasmastream.store._debug import debug_string
+from plasmastream.store._desk import Desk
 from plasmastream.store._embedded import describe
 from plasmastream.store._inspect import inspect_page, process_at
 from plasmastream.store._limits import DEFAULT_MAX_CONNECTIONS, ConnectionLimits
@@ -78,6 +80,7 @@ from plasmastream.wire.plasma import (
     ServerConnection,
     SetOptionsReply,
     SetOptionsRequest,
+    Signal,
     Specs,
     pack_spec,
 )
@@ -86,13 +89,16 @@ from plasmastream.wire.plasma import Subscription as Subscribed
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_RequestT = TypeVar("_RequestT", bound=Message)
+_Rest: TypeAlias = Callable[[], Awaitable[None]]
+"""What a connection's own task has to do before the connection can be served at the desk again."""
 
 # What `store_fd` and `segment_index` say: an opaque key for the one segment that a store has.
 _SEGMENT = 1
 
 _MANY = 1000  # objects, from which on a request is a long one
 _FEW = 32  # objects, up to which a request that need not wait is answered at once
-_STEPS_PER_CHECKPOINT = 32
+_MOST_STEPS = 32  # for one client, before it is the next one's turn
 _HANG_UP_POLL = 0.5
 
 
@@ -123,14 +129,22 @@ async def serve_store(
         StoreError: a store is already at `path`, or the socket cannot be made there, or not with this access.
     """
     limits, turns = limits or ConnectionLimits(), Turns()
-    with listening(path, access or Access()) as (listener, gate):
+    with listening(path, access or Access()) as (listener, gate), Desk() as desk:
 
         async def serve(sock: socket.socket) -> None:
-            await _Session(core, sock, gate, limits, turns, spiller, nursery).run()
+            await _Session(core, sock, gate, limits, desk, turns, spiller, nursery).run()
 
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.run)
             task_status.started()
             await accept_connections(listener, serve, nursery, max_connections, f"the store at {path}")
+
+
+def _in_its_own_task(
+    answer: Callable[["_Session", _RequestT], Awaitable[None]],
+) -> Callable[["_Session", _RequestT], _Rest]:
+    """For what may take long: nothing of it is done at the desk."""
+    return lambda session, request: partial(answer, session, request)
 
 
 class _Session:
@@ -142,6 +156,7 @@ class _Session:
         sock: socket.socket,
         gate: Gate,
         limits: ConnectionLimits,
+        desk: Desk,
         turns: Turns,
         spiller: Spiller | None,
         nursery: trio.Nursery,
@@ -152,12 +167,14 @@ class _Session:
         self._client = Client(f"process {self._peer.pid}", process=process_at(self._peer.pid, self._peer.user))
         self._gate = gate
         self._limits = limits
+        self._desk = desk
         self._turns = turns
         self._spiller = spiller
         self._breached: set[str] = set()
         self._wire: ServerConnection[int] = ServerConnection(max_body_size=limits.largest_body(core.capacity))
         self._transport = UnixTransport(sock)
         self._segments = {_SEGMENT: core.heap.segment.fd}
+        self._needs_data = True
         self._hung_up = False
         self._nursery = nursery
         self._subscription: Subscription | None = None
@@ -190,36 +207,61 @@ class _Session:
                 self._transport.close()
 
     async def _converse(self) -> None:
-        steps = 0
         while not self._hung_up:
-            steps += 1
-            if steps % _STEPS_PER_CHECKPOINT == 0:  # one read may bring a thousand requests
-                await trio.lowlevel.checkpoint()  # a client that is always ready must not keep the others waiting
-            if self._wire.has_long_frame:
-                event = await self._turns.aside(self._wire.next_event)
-            else:
-                event = self._wire.next_event()
-            if event is NEED_DATA:
+            rest = await self._desk.attend(self._transport.fileno(), self._serve)
+            await rest()
+            if self._owes_much:
                 await self._flush()
-                await self._read()
-            elif event is CONNECTION_CLOSED:
-                return
-            elif isinstance(event, Message):
-                await self._answer(event)
-                if self._transport.queued_bytes > self._limits.unread_replies:
-                    await self._flush()
-            else:
-                assert isinstance(event, Subscribed)
-                self._subscribe(event.descriptor)
 
-    async def _answer(self, request: Message) -> None:
+    def _serve(self) -> _Rest | None:
+        """Answer what the client has sent, until there is no more, or something is to be waited for."""
+        if self._needs_data:
+            self._read_nowait()
+            self._needs_data = False
+        wire = self._wire
+        for _ in range(_MOST_STEPS):  # one read may bring a thousand requests
+            if wire.has_long_frame:
+                return self._answer_long_frame
+            event = wire.next_event()
+            if event is NEED_DATA:
+                self._needs_data = True
+                return None if self._transport.flush_nowait() else self._flush
+            rest = self._take(event)
+            if rest is not None:
+                return rest
+        return trio.lowlevel.checkpoint
+
+    def _take(self, event: Message | Subscribed[int] | Signal) -> _Rest | None:
+        if event is CONNECTION_CLOSED:
+            self._hung_up = True
+            return trio.lowlevel.checkpoint
+        if isinstance(event, Message):
+            try:
+                rest = _ANSWERS[type(event)](self, event)
+            except NotYetError:
+                return partial(self._answer, event)
+            if rest is not None:
+                return partial(self._answer, event, rest)
+            return self._flush if self._owes_much else None
+        assert isinstance(event, Subscribed)
+        self._subscribe(event.descriptor)
+        return None
+
+    async def _answer_long_frame(self) -> None:
+        rest = self._take(await self._turns.aside(self._wire.next_event))
+        if rest is not None:
+            await rest()
+
+    async def _answer(self, request: Message, rest: _Rest | None = None) -> None:
+        """Answer a request, or do the rest of that, and begin anew as long as it cannot be answered yet."""
         while True:
             try:
-                answering = _ANSWERS[type(request)](self, request)
-                if answering is not None:
-                    await answering
+                rest = rest or _ANSWERS[type(request)](self, request)
+                if rest is not None:
+                    await rest()
                 return
             except NotYetError as error:
+                rest = None
                 await self._flush()
                 if self._spiller is None:
                     await trio.lowlevel.checkpoint()
@@ -235,6 +277,11 @@ class _Session:
             self._transport.flush_nowait()  # the kernel takes some sooner than it says that it does
             if self._transport.queued_bytes == left:
                 raise TimeoutError
+
+    @property
+    def _owes_much(self) -> bool:
+        """Whether so many bytes of replies are unread that the next request must wait."""
+        return self._transport.queued_bytes > self._limits.unread_replies
 
     def _exceeds(self, most: int | None, number: int, what: str) -> bool:
         """Whether a number is over its limit, which is told once."""
@@ -262,21 +309,23 @@ class _Session:
             raise RemoteProtocolError(f"notifications cannot be sent there: {error.strerror or error}") from error
         self._nursery.start_soon(self._subscription.run)
 
-    async def _read(self) -> None:
-        nbytes, descriptors = await self._receive()
+    def _read_nowait(self) -> None:
+        try:
+            nbytes, descriptors = self._transport.receive_nowait(self._wire.get_buffer())
+        except BlockingIOError:
+            return
+        self._take_in(nbytes, descriptors)
+
+    def _take_in(self, nbytes: int, descriptors: list[int]) -> None:
+        # A client's end that we hold ourselves stays open when the client dies: its connection would never end.
+        if descriptors and any(leads_to(self._address, descriptor) for descriptor in descriptors):
+            close_descriptors(descriptors)
+            raise OSError("a socket came from it that leads, or may yet lead, to this store itself")
         if nbytes:
             self._wire.advance(nbytes, descriptors)
         else:
             close_descriptors(descriptors)
             self._wire.receive_eof()
-
-    async def _receive(self) -> tuple[int, list[int]]:
-        nbytes, descriptors = await self._transport.receive(self._wire.get_buffer())
-        # A client's end that we hold ourselves stays open when the client dies: its connection would never end.
-        if any(_leads_to(self._address, descriptor) for descriptor in descriptors):
-            close_descriptors(descriptors)
-            raise OSError("a socket came from it that leads, or may yet lead, to this store itself")
-        return nbytes, descriptors
 
     def _send(self, message: Message) -> None:
         self._wire.send(message, self._segments)
@@ -302,16 +351,16 @@ class _Session:
     def _mmap_size(self) -> int:
         return self._core.heap.segment.length + 8  # clients map 8 bytes less than is advertised (plasma-ipc 3.3)
 
-    def _get(self, request: GetRequest) -> Awaitable[None] | None:
+    def _get(self, request: GetRequest) -> _Rest | None:
         core, client, ids = self._core, self._client, request.object_ids
         if len(ids) > _FEW or len(client.held) + len(ids) > self._limits.held:
-            return self._get_in_turns(request)
+            return partial(self._get_in_turns, request)
         found = core.get(client, ids)
         if (request.timeout_ms or core.spill is not None) and None in found:
-            return self._get_in_turns(request)
+            return partial(self._get_in_turns, request)
         specs = [MISSING_SPEC if entry is None else self._spec(entry) for entry in found]
         self._send(self._get_reply(ids, specs, any(found)))
-        return None if self._transport.flush_nowait() else self._flush()
+        return None if self._transport.flush_nowait() else self._flush
 
     async def _get_in_turns(self, request: GetRequest) -> None:
         core, client, ids = self._core, self._client, request.object_ids
@@ -378,12 +427,11 @@ class _Session:
 
         async def watch() -> None:
             try:
-                while len(self._wire.get_buffer()):
-                    nbytes, descriptors = await self._receive()
+                while len(buffer := self._wire.get_buffer()):
+                    nbytes, descriptors = await self._transport.receive(buffer)
+                    self._take_in(nbytes, descriptors)
                     if not nbytes:
-                        close_descriptors(descriptors)
                         break
-                    self._wire.advance(nbytes, descriptors)
                 else:  # enough was read ahead, and an end behind it does not show by reading
                     while not self._transport.has_hung_up():  # noqa: ASYNC110  (which is no event to Trio)
                         await trio.sleep(_HANG_UP_POLL)
@@ -434,10 +482,17 @@ class _Session:
             or self._exceeds(limits.unsealed_bytes, client.unsealed_bytes + nbytes, "bytes of unsealed objects")
         )
 
-    async def _create_and_seal(self, request: CreateAndSealRequest) -> None:
+    def _create_and_seal(self, request: CreateAndSealRequest) -> None:
         new = (request.object_id, request.data, request.metadata, request.digest)
-        self._send(CreateAndSealReply(await self._put([new], request.evict_if_full)))
+        code = ErrorCode.OK
+        try:
+            self._core.put_many(self._client, [new], evict=request.evict_if_full)
+            self._core.release(self._client, request.object_id)
+        except (ObjectExistsError, StoreFullError) as error:
+            code = _code(error)
+        self._send(CreateAndSealReply(code))
 
+    @_in_its_own_task
     async def _create_and_seal_batch(self, request: CreateAndSealBatchRequest) -> None:
         new = list(zip(request.object_ids, request.data, request.metadata, request.digests, strict=True))
         self._send(CreateAndSealBatchReply(await self._put(new, request.evict_if_full)))
@@ -483,7 +538,14 @@ class _Session:
     def _release_many(self, request: ReleaseManyRequest) -> None:
         self._core.release_many(self._client, request.object_ids)
 
-    async def _delete(self, request: DeleteRequest) -> None:
+    def _delete(self, request: DeleteRequest) -> _Rest | None:
+        if len(request.object_ids) > _FEW:
+            return partial(self._delete_in_turns, request)
+        errors = tuple(map(self._core.delete, request.object_ids))
+        self._send(DeleteReply(request.object_ids, errors))
+        return None
+
+    async def _delete_in_turns(self, request: DeleteRequest) -> None:
         errors = tuple(await self._turns.each(self._core.delete, request.object_ids))
         await self._send_long(DeleteReply(request.object_ids, errors), len(errors))
 
@@ -491,6 +553,7 @@ class _Session:
         found = self._core.table.find_sealed(request.object_id) is not None
         self._send(ContainsReply(request.object_id, found))
 
+    @_in_its_own_task
     async def _list(self, _: ListRequest) -> None:
         objects = tuple(await self._turns.each(describe, list(self._core.table)))
         await self._send_long(ListReply(objects), len(objects))
@@ -498,6 +561,7 @@ class _Session:
     def _inspect(self, request: InspectRequest) -> None:
         self._send(inspect_page(self._core, request.object_ids, request.cursor))
 
+    @_in_its_own_task
     async def _evict(self, request: EvictRequest) -> None:
         # The field is unsigned, but clients put a signed number there, and less than nothing evicts nothing.
         left = request.num_bytes if request.num_bytes < 1 << 63 else 0
@@ -519,6 +583,7 @@ class _Session:
             await trio.lowlevel.checkpoint()
         self._send(EvictReply(evicted))
 
+    @_in_its_own_task
     async def _refresh_lru(self, request: RefreshLRURequest) -> None:
         await self._turns.each(self._core.table.refresh, _parts(request.object_ids))
         self._send(RefreshLRUReply())
@@ -533,7 +598,7 @@ class _Session:
         self._send(GetDebugStringReply(debug_string(self._core)))
 
 
-_ANSWERS: dict[type[Message], Callable[..., Awaitable[None] | None]] = {
+_ANSWERS: dict[type[Message], Callable[..., _Rest | None]] = {
     ConnectRequest: _Session._connect,
     CreateRequest: _Session._create,
     CreateAndSealRequest: _Session._create_and_seal,
@@ -552,20 +617,6 @@ _ANSWERS: dict[type[Message], Callable[..., Awaitable[None] | None]] = {
     SetOptionsRequest: _Session._set_options,
     GetDebugStringRequest: _Session._get_debug_string,
 }
-
-
-def _leads_to(address: str, descriptor: int) -> bool:
-    """Whether a descriptor is a Unix socket whose other end is at `address`, or that has no other end yet."""
-    try:
-        sock = socket.socket(fileno=descriptor)
-    except OSError:
-        return False  # something else
-    try:
-        return sock.family == socket.AF_UNIX and sock.getpeername() == address
-    except OSError:
-        return True
-    finally:
-        sock.detach()
 
 
 def _pack(entry: Entry) -> bytes:

@@ -4,8 +4,6 @@ import pytest
 
 from plasmastream._client import Haste, _haste
 
-pytestmark = pytest.mark.usefixtures("_company")
-
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -13,11 +11,6 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = [100.0]
     monkeypatch.setattr(_haste, "perf_counter", lambda: clock[0])
     return clock
-
-
-@pytest.fixture
-def _company(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_haste, "_HAS_COMPANY", True)
 
 
 def looks(haste: Haste, now: list[float], seconds: float) -> bool:
@@ -56,9 +49,3 @@ def test_after_a_success_a_failure_costs_little_again(now: list[float]) -> None:
         pass
     looks(haste, now, 1e-3)
     assert [looks(haste, now, 30e-6) for _ in range(33)] == [False] * 32 + [True]
-
-
-def test_alone_one_sleeps(now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_haste, "_HAS_COMPANY", False)
-    haste = Haste()
-    assert not any(looks(haste, now, 30e-6) for _ in range(100))

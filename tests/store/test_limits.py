@@ -1,6 +1,7 @@
 """What one client may take, and that long requests leave room for others between their slices."""
 
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from plasmastream import ObjectID
-from plasmastream.store import ConnectionLimits, EmbeddedStore, _turns, serve_store
+from plasmastream.store import ConnectionLimits, EmbeddedStore, _server, _turns, serve_store
+from plasmastream.store._transport import UnixTransport
 from plasmastream.wire.plasma import (
     NO_DIGEST,
     ContainsReply,
@@ -24,6 +26,7 @@ from plasmastream.wire.plasma import (
     GetRequest,
     ListReply,
     ListRequest,
+    Outgoing,
     RefreshLRUReply,
     RefreshLRURequest,
     ReleaseRequest,
@@ -48,6 +51,7 @@ def path(socket_directory: Path) -> Path:
 def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let others in after each single object."""
     monkeypatch.setattr(_turns, "_SLICE", -1.0)
+    monkeypatch.setattr(_server, "FILLED_TOGETHER", 1)
 
 
 def batch(object_ids: tuple[ObjectID, ...]) -> CreateAndSealBatchRequest:
@@ -141,6 +145,21 @@ async def test_who_does_not_read_its_replies_is_dropped_in_the_end(
         await trio.sleep(0.2)
         assert "read nothing of its replies for 5 s" in caplog.text
         assert_untouched(store)
+
+
+async def test_while_much_is_unread_nothing_is_answered(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unread: list[int] = []
+    queue = UnixTransport.queue
+
+    def watched(self: UnixTransport, pieces: Iterable[Outgoing[int]]) -> None:
+        unread.append(self.queued_bytes)
+        queue(self, pieces)
+
+    monkeypatch.setattr(UnixTransport, "queue", watched)
+    async with served(path, limits=ConnectionLimits(unread_replies=1000)) as store, raw_client(path) as client:
+        await ask_without_reading(client, store)
+    assert len(unread) < 20
+    assert max(unread) <= 1000
 
 
 async def test_who_reads_its_replies_slowly_is_not_dropped(

@@ -1,7 +1,6 @@
 """Messages to bytes and back: the tables of all messages, and whose fault it is when one does not fit."""
 
 import struct
-from contextlib import suppress
 from typing import Final, TypeVar
 
 from plasmastream._errors import LocalProtocolError, RemoteProtocolError
@@ -72,8 +71,10 @@ def encode(message: m.Message) -> bytes:
     if template is not None:
         values = template.take(message)
         if values is not None and type(values[0]) is ObjectID:  # whose length is right
-            with suppress(struct.error):
+            try:
                 return template.save(values)
+            except struct.error:  # which the long way explains
+                pass
     pieces, size = _encode(message)
     return b"".join((pack_header(message.type, size), *pieces))
 

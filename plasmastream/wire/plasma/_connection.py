@@ -187,20 +187,21 @@ class _Connection(ABC, Generic[D]):
                     return decode(self._large_type, body)
                 if self._large_filled == len(self._large):
                     self._grow_large()
-            elif len(scratch) < HEADER_SIZE:
-                self._refuse_descriptors(self._parsed + HEADER_SIZE)
+            elif (waiting := len(scratch)) < HEADER_SIZE:
+                if self._descriptors:
+                    self._refuse_descriptors(self._parsed + HEADER_SIZE)
             else:
                 number, size = check_header(scratch.unpack(HEADER), self._max_body_size)
                 message_type = self._check_type(number)
                 if self._descriptors:
                     self._refuse_descriptors(self._parsed + HEADER_SIZE + size)
-                if HEADER_SIZE + size <= len(scratch):
+                if HEADER_SIZE + size <= waiting:
                     self._parsed += HEADER_SIZE + size
                     scratch.consume(HEADER_SIZE)
                     return decode(message_type, scratch.take(size))
                 if HEADER_SIZE + size > scratch.capacity:
                     self._begin_large(message_type, size)
-            if not self._refill():
+            if not self._backlog or not self._refill():
                 return None
 
     def _begin_large(self, message_type: m.MessageType, size: int) -> None:
@@ -300,13 +301,15 @@ class ServerConnection(_Connection[D]):
         if isinstance(message, m.CreateReply) and segments_of(message) and message.store_fd is None:
             raise LocalProtocolError("a successful reply must name the object's segment")
         frame = encode(message)
-        new = dict.fromkeys([fd for fd, _ in segments_of(message) if fd not in self._transferred])
-        try:
-            follow = [Outgoing(_DESCRIPTOR_BYTE, (descriptors or {})[store_fd]) for store_fd in new]
-        except KeyError as error:
-            raise LocalProtocolError(f"no descriptor given for segment {error}, new to this client") from None
+        follow: list[Outgoing[D]] = []
+        new = [fd for fd, _ in segments_of(message) if fd not in self._transferred]
+        if new:
+            try:
+                follow = [Outgoing(_DESCRIPTOR_BYTE, (descriptors or {})[store_fd]) for store_fd in dict.fromkeys(new)]
+            except KeyError as error:
+                raise LocalProtocolError(f"no descriptor given for segment {error}, new to this client") from None
+            self._transferred.update(new)
         self._unanswered.popleft()
-        self._transferred.update(new)
         self._outgoing.append(Outgoing(frame))
         self._outgoing += follow
 

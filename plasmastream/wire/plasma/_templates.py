@@ -49,25 +49,25 @@ class Template:
             gaps.append((differing[0], number))
         gaps.sort()
         layout, end = "<", 0
-        self._fields: list[Any] = []
+        fixed: list[bytes] = []
         for at, number in gaps:
             layout += f"{at - end}s{codes[number]}"
-            self._fields += (body[end:at], None)
+            fixed.append(body[end:at])
             end = at + struct.calcsize("<" + codes[number])
         self._struct = struct.Struct(f"{layout}{len(body) - end}s")
-        self._fields.append(body[end:])
-        self._fixed = tuple(self._fields[::2])
+        self._fixed = (*fixed, body[end:])
         self._places = [2 * gaps.index(gap) + 1 for gap in sorted(gaps, key=itemgetter(1))]
+        # Out of the fixed parts with the values behind them: a fixed part, the value that follows it, and so on.
+        self._in_order = itemgetter(
+            *[part for i, (_, number) in enumerate(gaps) for part in (i, len(self._fixed) + number)], len(gaps)
+        )
         self._header = pack_header(message.type, len(body))
         self.type = message.type
         self.size = len(body)
 
     def save(self, values: Values) -> bytes:
         """A frame; raises `struct.error` for a number that does not fit."""
-        fields = self._fields.copy()
-        for place, value in zip(self._places, values, strict=True):
-            fields[place] = value
-        return self._header + self._struct.pack(*fields)
+        return self._header + self._struct.pack(*self._in_order(self._fixed + values))
 
     def load(self, body: Body) -> m.Message | None:
         """The message that a body of `size` bytes is; None where it is another one, or in another layout."""
@@ -99,20 +99,33 @@ def _of_get_reply(reply: m.GetReply) -> Values | None:
     if reply.handles is not None:
         return None
     (spec,) = reply.specs
+    return *reply.object_ids, *_of_spec(spec), *reply.store_fds, *reply.mmap_sizes
+
+
+def _create_reply(object_id: bytes, *numbers: int) -> m.CreateReply:
+    *place, store_fd, mmap_size = numbers
+    return m.CreateReply(ObjectID(object_id), ObjectSpec(*place), store_fd=store_fd, mmap_size=mmap_size)
+
+
+def _of_create_reply(reply: m.CreateReply) -> Values | None:
+    if reply.error != m.ErrorCode.OK or None in (reply.store_fd, reply.mmap_size) or reply.ipc_handle is not None:
+        return None
+    return reply.object_id, *_of_spec(reply.spec), reply.store_fd, reply.mmap_size
+
+
+def _of_spec(spec: ObjectSpec) -> Values:
     return (
-        *reply.object_ids,
         spec.segment_index,
         spec.data_offset,
         spec.data_size,
         spec.metadata_offset,
         spec.metadata_size,
         spec.device_num,
-        *reply.store_fds,
-        *reply.mmap_sizes,
     )
 
 
 _ID = f"{OBJECT_ID_SIZE}s"
+_PLACE = ("i", "Q", "Q", "Q", "Q", "i", "i", "q")  # a spec, then `store_fd` and `mmap_size`
 
 _PARTS: Final[tuple[tuple[tuple[str, ...], Callable[..., m.Message], Callable[[Any], Values | None]], ...]] = (
     (
@@ -120,10 +133,28 @@ _PARTS: Final[tuple[tuple[tuple[str, ...], Callable[..., m.Message], Callable[[A
         lambda object_id, timeout: m.GetRequest((ObjectID(object_id),), timeout),
         lambda get: (*get.object_ids, get.timeout_ms) if len(get.object_ids) == 1 else None,
     ),
-    ((_ID, "i", "Q", "Q", "Q", "Q", "i", "i", "q"), _get_reply, _of_get_reply),
+    ((_ID, *_PLACE), _get_reply, _of_get_reply),
     (
         (_ID,),
         lambda object_id: m.ReleaseRequest(ObjectID(object_id)),
         lambda release: (release.object_id,),
+    ),
+    (
+        (_ID, "Q", "Q"),
+        lambda object_id, *sizes: m.CreateRequest(ObjectID(object_id), True, *sizes),
+        lambda create: (create.object_id, create.data_size, create.metadata_size)
+        if create.evict_if_full is True and not create.device_num
+        else None,
+    ),
+    ((_ID, *_PLACE), _create_reply, _of_create_reply),
+    (
+        (_ID, "8s"),
+        lambda object_id, digest: m.SealRequest(ObjectID(object_id), digest),
+        lambda seal: (seal.object_id, seal.digest) if len(seal.digest) == 8 else None,
+    ),
+    (
+        (_ID,),
+        lambda object_id: m.SealReply(ObjectID(object_id)),
+        lambda reply: (reply.object_id,) if reply.error == m.ErrorCode.OK else None,
     ),
 )

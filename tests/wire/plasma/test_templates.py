@@ -7,7 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plasmastream import LocalProtocolError, ObjectID, RemoteProtocolError
-from plasmastream.wire.plasma import GetReply, GetRequest, Message, ObjectSpec, ReleaseRequest, decode, encode
+from plasmastream.wire.plasma import (
+    CreateReply,
+    CreateRequest,
+    ErrorCode,
+    GetReply,
+    GetRequest,
+    Message,
+    ObjectSpec,
+    ReleaseRequest,
+    SealReply,
+    SealRequest,
+    decode,
+    encode,
+)
 from plasmastream.wire.plasma import _codec as codec
 
 ids = st.binary(min_size=20, max_size=20).map(ObjectID)
@@ -18,6 +31,10 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(lambda object_id, timeout: GetRequest((object_id,), timeout), ids, int64),
     st.builds(lambda i, spec, fd, size: GetReply((i,), (spec,), (fd,), (size,)), ids, specs, int32, int64),
     st.builds(ReleaseRequest, ids),
+    st.builds(CreateRequest, ids, st.just(True), uint64, uint64),
+    st.builds(lambda i, spec, fd, size: CreateReply(i, spec, store_fd=fd, mmap_size=size), ids, specs, int32, int64),
+    st.builds(SealRequest, ids, st.binary(min_size=8, max_size=8)),
+    st.builds(SealReply, ids),
 )
 
 
@@ -46,6 +63,10 @@ def test_a_changed_byte_means_what_it_does_without_templates(message: Message, d
         GetRequest((ObjectID(bytes(20)),) * 2, 0),
         GetReply((ObjectID(bytes(20)),), (ObjectSpec(),), (), ()),
         GetReply((ObjectID(bytes(20)),), (ObjectSpec(),), (1, 2), (3, 4)),
+        CreateRequest(ObjectID(bytes(20)), False, 1, 2),
+        CreateRequest(ObjectID(bytes(20)), True, 1, 2, device_num=1),
+        CreateReply(ObjectID(bytes(20)), ObjectSpec(), ErrorCode.OUT_OF_MEMORY),
+        SealReply(ObjectID(bytes(20)), ErrorCode.OBJECT_EXISTS),
     ],
 )
 def test_what_does_not_fit_goes_the_long_way(message: Message) -> None:
@@ -60,6 +81,7 @@ def test_what_does_not_fit_goes_the_long_way(message: Message) -> None:
         GetRequest((ObjectID(bytes(20)),), 1 << 63),
         GetReply((ObjectID(bytes(20)),), (ObjectSpec(data_size=-1),), (1,), (8,)),
         GetReply((ObjectID(bytes(20)),), (), (1,), (8,)),
+        SealRequest(ObjectID(bytes(20)), bytes(7)),
     ],
 )
 def test_what_cannot_be_sent_is_refused_as_ever(message: Message) -> None:
