@@ -7,42 +7,37 @@ and what it held is let go. The rules are those of docs/plasma-ipc.md.
 """
 
 import logging
-import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import trio
 
 from plasmastream._errors import (
     ObjectExistsError,
     ObjectNotFoundError,
-    RemoteProtocolError,
     StoreError,
     StoreFullError,
 )
 from plasmastream._listening import accept_connections
 from plasmastream._object_id import ObjectID
-from plasmastream._os_errors import reason_of
-from plasmastream.store._access import Access, Gate, leads_to, peer_of
+from plasmastream.store._access import Access
+from plasmastream.store._conversation import MANY, SEGMENT, Conversation, Rest
 from plasmastream.store._core import FILLED_TOGETHER, New, NotYetError, PendingGet, StoreCore
 from plasmastream.store._debug import debug_string
 from plasmastream.store._desk import Desk
 from plasmastream.store._embedded import describe
-from plasmastream.store._inspect import inspect_page, process_at
+from plasmastream.store._inspect import inspect_page
 from plasmastream.store._limits import DEFAULT_MAX_CONNECTIONS, ConnectionLimits
 from plasmastream.store._socket_file import listening
 from plasmastream.store._spiller import Spiller
-from plasmastream.store._subscription import ENTRIES_PER_MESSAGE, Subscription
-from plasmastream.store._table import Client, Entry
-from plasmastream.store._transport import UnixTransport, close_descriptors
+from plasmastream.store._subscription import ENTRIES_PER_MESSAGE
+from plasmastream.store._table import Entry
 from plasmastream.store._turns import Turns
 from plasmastream.wire.plasma import (
-    CONNECTION_CLOSED,
     EMPTY_SPEC,
     MISSING_SPEC,
-    NEED_DATA,
     PACKED_MISSING,
     AbortReply,
     AbortRequest,
@@ -77,29 +72,18 @@ from plasmastream.wire.plasma import (
     ReleaseRequest,
     SealReply,
     SealRequest,
-    ServerConnection,
     SetOptionsReply,
     SetOptionsRequest,
-    Signal,
     Specs,
     pack_spec,
 )
-from plasmastream.wire.plasma import Subscription as Subscribed
 
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _RequestT = TypeVar("_RequestT", bound=Message)
-_Rest: TypeAlias = Callable[[], Awaitable[None]]
-"""What a connection's own task has to do before the connection can be served at the desk again."""
 
-# What `store_fd` and `segment_index` say: an opaque key for the one segment that a store has.
-_SEGMENT = 1
-
-_MANY = 1000  # objects, from which on a request is a long one
 _FEW = 32  # objects, up to which a request that need not wait is answered at once
-_MOST_STEPS = 32  # for one client, before it is the next one's turn
-_HANG_UP_POLL = 0.5
 
 
 async def serve_store(
@@ -142,205 +126,20 @@ async def serve_store(
 
 def _in_its_own_task(
     answer: Callable[["_Session", _RequestT], Awaitable[None]],
-) -> Callable[["_Session", _RequestT], _Rest]:
+) -> Callable[["_Session", _RequestT], Rest]:
     """For what may take long: nothing of it is done at the desk."""
     return lambda session, request: partial(answer, session, request)
 
 
-class _Session:
-    """One client's connection."""
+class _Session(Conversation):
+    """What a store answers."""
 
-    def __init__(
-        self,
-        core: StoreCore,
-        sock: socket.socket,
-        gate: Gate,
-        limits: ConnectionLimits,
-        desk: Desk,
-        turns: Turns,
-        spiller: Spiller | None,
-        nursery: trio.Nursery,
-    ) -> None:
-        self._peer = peer_of(sock)
-        self._core = core
-        self._address = sock.getsockname()
-        self._client = Client(f"process {self._peer.pid}", process=process_at(self._peer.pid, self._peer.user))
-        self._gate = gate
-        self._limits = limits
-        self._desk = desk
-        self._turns = turns
-        self._spiller = spiller
-        self._breached: set[str] = set()
-        self._wire: ServerConnection[int] = ServerConnection(max_body_size=limits.largest_body(core.capacity))
-        self._transport = UnixTransport(sock)
-        self._segments = {_SEGMENT: core.heap.segment.fd}
-        self._needs_data = True
-        self._hung_up = False
-        self._nursery = nursery
-        self._subscription: Subscription | None = None
-
-    async def run(self) -> None:
-        """Serve until the client hangs up or breaks the protocol; then let go what it held."""
-        try:
-            if self._gate.admits(self._peer):
-                await self._converse()
-            else:
-                _log.warning("%s of user %d may not use this store", self._client.name, self._peer.user)
-        except RemoteProtocolError as error:
-            _log.warning("%s broke the protocol, its connection is closed: %s", self._client.name, error)
-        except TimeoutError:
-            _log.warning(
-                "%s read nothing of its replies for %g s, its connection is closed",
-                self._client.name,
-                self._limits.reply_timeout,
-            )
-        except OSError as error:
-            _log.info("%s is gone: %s", self._client.name, reason_of(error))
-        finally:
-            try:
-                await self._turns.each(self._let_go, list(self._client.held))
-            finally:
-                self._core.disconnect(self._client)
-                if self._subscription is not None:
-                    self._subscription.close()
-                close_descriptors(self._wire.take_unclaimed_descriptors())
-                self._transport.close()
-
-    async def _converse(self) -> None:
-        while not self._hung_up:
-            rest = await self._desk.attend(self._transport.fileno(), self._serve)
-            await rest()
-            if self._owes_much:
-                await self._flush()
-
-    def _serve(self) -> _Rest | None:
-        """Answer what the client has sent, until there is no more, or something is to be waited for."""
-        if self._needs_data:
-            self._read_nowait()
-            self._needs_data = False
-        wire = self._wire
-        for _ in range(_MOST_STEPS):  # one read may bring a thousand requests
-            if wire.has_long_frame:
-                return self._answer_long_frame
-            event = wire.next_event()
-            if event is NEED_DATA:
-                self._needs_data = True
-                return None if self._transport.flush_nowait() else self._flush
-            rest = self._take(event)
-            if rest is not None:
-                return rest
-        return trio.lowlevel.checkpoint
-
-    def _take(self, event: Message | Subscribed[int] | Signal) -> _Rest | None:
-        if event is CONNECTION_CLOSED:
-            self._hung_up = True
-            return trio.lowlevel.checkpoint
-        if isinstance(event, Message):
-            try:
-                rest = _ANSWERS[type(event)](self, event)
-            except NotYetError:
-                return partial(self._answer, event)
-            if rest is not None:
-                return partial(self._answer, event, rest)
-            return self._flush if self._owes_much else None
-        assert isinstance(event, Subscribed)
-        self._subscribe(event.descriptor)
-        return None
-
-    async def _answer_long_frame(self) -> None:
-        rest = self._take(await self._turns.aside(self._wire.next_event))
-        if rest is not None:
-            await rest()
-
-    async def _answer(self, request: Message, rest: _Rest | None = None) -> None:
-        """Answer a request, or do the rest of that, and begin anew as long as it cannot be answered yet."""
-        while True:
-            try:
-                rest = rest or _ANSWERS[type(request)](self, request)
-                if rest is not None:
-                    await rest()
-                return
-            except NotYetError as error:
-                rest = None
-                await self._flush()
-                if self._spiller is None:
-                    await trio.lowlevel.checkpoint()
-                else:
-                    await self._spiller.make_way(error.entries)
-
-    async def _flush(self) -> None:
-        """Send what is queued, for as long as the client reads at all."""
-        while not self._transport.flush_nowait():
-            left = self._transport.queued_bytes
-            with trio.move_on_after(self._limits.reply_timeout):
-                await self._transport.flush()
-            self._transport.flush_nowait()  # the kernel takes some sooner than it says that it does
-            if self._transport.queued_bytes == left:
-                raise TimeoutError
-
-    @property
-    def _owes_much(self) -> bool:
-        """Whether so many bytes of replies are unread that the next request must wait."""
-        return self._transport.queued_bytes > self._limits.unread_replies
-
-    def _exceeds(self, most: int | None, number: int, what: str) -> bool:
-        """Whether a number is over its limit, which is told once."""
-        if most is None or number <= most:
-            return False
-        if what not in self._breached:
-            self._breached.add(what)
-            over = f"{number:,} {what} would be over its limit of {most:,}"
-            _log.warning("%s is refused, from now on in silence: %s", self._client.name, over)
-        return True
-
-    def _let_go(self, object_id: ObjectID) -> None:
-        if not self._core.abort(self._client, object_id):
-            self._core.release(self._client, object_id)
-
-    def _subscribe(self, descriptor: int) -> None:
-        if self._subscription is not None:
-            self._subscription.close()  # a client that subscribes again reads from the new socket only
-        try:
-            self._subscription = Subscription(
-                self._core, descriptor, self._client.name, self._limits.unread_notifications
-            )
-        except OSError as error:
-            os.close(descriptor)
-            raise RemoteProtocolError(f"notifications cannot be sent there: {error.strerror or error}") from error
-        self._nursery.start_soon(self._subscription.run)
-
-    def _read_nowait(self) -> None:
-        try:
-            nbytes, descriptors = self._transport.receive_nowait(self._wire.get_buffer())
-        except BlockingIOError:
-            return
-        self._take_in(nbytes, descriptors)
-
-    def _take_in(self, nbytes: int, descriptors: list[int]) -> None:
-        # A client's end that we hold ourselves stays open when the client dies: its connection would never end.
-        if descriptors and any(leads_to(self._address, descriptor) for descriptor in descriptors):
-            close_descriptors(descriptors)
-            raise OSError("a socket came from it that leads, or may yet lead, to this store itself")
-        if nbytes:
-            self._wire.advance(nbytes, descriptors)
-        else:
-            close_descriptors(descriptors)
-            self._wire.receive_eof()
-
-    def _send(self, message: Message) -> None:
-        self._wire.send(message, self._segments)
-        self._transport.queue(self._wire.data_to_send())
-
-    async def _send_long(self, message: Message, count: int) -> None:
-        """Send a message that names so many objects."""
-        if count > _MANY:
-            await self._turns.aside(partial(self._send, message))
-        else:
-            self._send(message)
+    def _respond(self, request: Message) -> Rest | None:
+        return _ANSWERS[type(request)](self, request)
 
     def _spec(self, entry: Entry) -> ObjectSpec:
         return ObjectSpec(
-            segment_index=_SEGMENT,
+            segment_index=SEGMENT,
             data_offset=entry.offset,
             data_size=entry.data_size,
             metadata_offset=entry.offset + entry.data_size,
@@ -351,7 +150,7 @@ class _Session:
     def _mmap_size(self) -> int:
         return self._core.heap.segment.length + 8  # clients map 8 bytes less than is advertised (plasma-ipc 3.3)
 
-    def _get(self, request: GetRequest) -> _Rest | None:
+    def _get(self, request: GetRequest) -> Rest | None:
         core, client, ids = self._core, self._client, request.object_ids
         if len(ids) > _FEW or len(client.held) + len(ids) > self._limits.held:
             return partial(self._get_in_turns, request)
@@ -389,7 +188,7 @@ class _Session:
         return GetReply(
             object_ids=ids,
             specs=specs if isinstance(specs, Specs) else tuple(specs),
-            store_fds=(_SEGMENT,) if used else (),
+            store_fds=(SEGMENT,) if used else (),
             mmap_sizes=(self._mmap_size,) if used else (),
         )
 
@@ -422,30 +221,6 @@ class _Session:
             for missing in pending:
                 self._core.stop_waiting(missing)
 
-    async def _wait_or_hang_up(self, ready: Sequence[trio.Event]) -> None:
-        """Wait for a get's objects, or until the client hangs up; what it sends meanwhile is kept for later."""
-
-        async def watch() -> None:
-            try:
-                while len(buffer := self._wire.get_buffer()):
-                    nbytes, descriptors = await self._transport.receive(buffer)
-                    self._take_in(nbytes, descriptors)
-                    if not nbytes:
-                        break
-                else:  # enough was read ahead, and an end behind it does not show by reading
-                    while not self._transport.has_hung_up():  # noqa: ASYNC110  (which is no event to Trio)
-                        await trio.sleep(_HANG_UP_POLL)
-            except OSError as error:
-                _log.info("%s is gone: %s", self._client.name, error.strerror or error)
-            self._hung_up = True
-            nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
-            for event in ready:
-                await event.wait()
-            nursery.cancel_scope.cancel()
-
     def _connect(self, _: ConnectRequest) -> None:
         self._send(ConnectReply(self._core.capacity, Extension.INSPECT | Extension.RELEASE_MANY))
 
@@ -471,7 +246,7 @@ class _Session:
             refuse(_code(error))
             return
         self._send(
-            CreateReply(request.object_id, self._spec(entry), store_fd=_SEGMENT, mmap_size=self._mmap_size)
+            CreateReply(request.object_id, self._spec(entry), store_fd=SEGMENT, mmap_size=self._mmap_size)
         )
 
     def _may_not_create(self, nbytes: int) -> bool:
@@ -538,7 +313,7 @@ class _Session:
     def _release_many(self, request: ReleaseManyRequest) -> None:
         self._core.release_many(self._client, request.object_ids)
 
-    def _delete(self, request: DeleteRequest) -> _Rest | None:
+    def _delete(self, request: DeleteRequest) -> Rest | None:
         if len(request.object_ids) > _FEW:
             return partial(self._delete_in_turns, request)
         errors = tuple(map(self._core.delete, request.object_ids))
@@ -598,7 +373,7 @@ class _Session:
         self._send(GetDebugStringReply(debug_string(self._core)))
 
 
-_ANSWERS: dict[type[Message], Callable[..., _Rest | None]] = {
+_ANSWERS: dict[type[Message], Callable[..., Rest | None]] = {
     ConnectRequest: _Session._connect,
     CreateRequest: _Session._create,
     CreateAndSealRequest: _Session._create_and_seal,
@@ -622,7 +397,7 @@ _ANSWERS: dict[type[Message], Callable[..., _Rest | None]] = {
 def _pack(entry: Entry) -> bytes:
     """Where an object lies, as a reply says it."""
     middle = entry.offset + entry.data_size
-    return pack_spec(_SEGMENT, entry.offset, entry.data_size, middle, entry.metadata_size, 0)
+    return pack_spec(SEGMENT, entry.offset, entry.data_size, middle, entry.metadata_size, 0)
 
 
 def _code(error: StoreError) -> ErrorCode:
@@ -633,5 +408,5 @@ def _code(error: StoreError) -> ErrorCode:
     return ErrorCode.OUT_OF_MEMORY
 
 
-def _parts(items: Sequence[_T], size: int = _MANY) -> Iterator[Sequence[_T]]:
+def _parts(items: Sequence[_T], size: int = MANY) -> Iterator[Sequence[_T]]:
     return (items[first : first + size] for first in range(0, len(items), size))

@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from plasmastream import ObjectID
 from plasmastream.store._allocator import block_size
+from plasmastream.store._conversation import _HANG_UP_POLL
 from plasmastream.store._core import StoreCore
 from plasmastream.store._embedded import describe
-from plasmastream.store._server import _HANG_UP_POLL
 from plasmastream.wire.plasma import (
     EMPTY_SPEC,
     MISSING_SPEC,
