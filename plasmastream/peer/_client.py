@@ -218,7 +218,7 @@ class PeerClient:
         Raises:
             LocalProtocolError: an object is named twice, or the compression is not known here.
             PeerError: the peer speaks version 1 alone.
-            PlasmastreamError: a file became shorter.
+            PlasmastreamError: a file changed, or became shorter; it was not put.
         """
         _check_distinct([new.object_id for new in objects])
         upload = Upload(
