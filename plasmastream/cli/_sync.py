@@ -153,6 +153,7 @@ async def sync_all(
 
             def report(amounts: Sequence[tuple[int, int]]) -> None:
                 watch.reached(amounts)
+                watch.peer = _waiting(server, requests, amounts)
                 show(amounts)
 
             outcomes = await peer.sync_each(
@@ -166,6 +167,19 @@ async def sync_all(
     for request, results in zip(requests, outcomes, strict=True):
         print(*in_lines(str(request), request.kind, results), sep="\n")
     return exit_status([result for results in outcomes for result in results])
+
+
+def _waiting(server: Address, requests: Sequence[Request], amounts: Sequence[tuple[int, int]]) -> str:
+    """What is waited for once the server tells how far it has come: those that it fetches from."""
+    slow = {
+        str(request.source): None
+        for request, (objects, _) in zip(requests, amounts, strict=True)
+        if objects < len(request.object_ids)
+    }
+    if not slow:
+        return str(server)
+    first, *more = slow
+    return f"{server}, which waits for {first}" + (f" and {len(more):,} more" if more else "")
 
 
 async def sync_line_by_line(program: str, server: Address) -> int:

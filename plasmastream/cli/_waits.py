@@ -16,7 +16,8 @@ class Watch(logging.Handler):
 
     def __init__(self, peer: object) -> None:
         super().__init__(logging.INFO)
-        self._peer = peer
+        self.peer = peer
+        """What it waits for, in words."""
         self._reached: object = None
         self._is_moving = True
         self._reason = ""
@@ -26,9 +27,10 @@ class Watch(logging.Handler):
         self._is_moving = True
 
     def reached(self, amount: object) -> None:
-        """Say how far it has come, where the same may be said again."""
-        if amount != self._reached:
-            self._reached, self._is_moving = amount, True
+        """Say how far it has come, where the same may be said again; at first, where it begins."""
+        if self._reached not in (None, amount):
+            self._is_moving = True
+        self._reached = amount
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take what the package says of its attempts."""
@@ -40,7 +42,7 @@ class Watch(logging.Handler):
             self._is_moving = False
             await trio.sleep(_QUIET)
         reason = f"; {self._reason}" if self._reason else ""
-        complain("plasmastream", f"waiting for {self._peer}: nothing has moved for {_QUIET:g} s{reason}")
+        complain("plasmastream", f"waiting for {self.peer}: nothing has moved for {_QUIET:g} s{reason}")
 
 
 @asynccontextmanager

@@ -54,6 +54,7 @@ from plasmastream.wire.stream.v2 import (
     Read,
     RunArrived,
     RunDamaged,
+    describe_outcome,
 )
 
 _log = logging.getLogger(__name__)
@@ -469,6 +470,7 @@ class Fetch:
                     self._succeed(wanted)
                 self._moved = True
                 return
+            reason = describe_outcome(outcome)
         self._hinder(wanted, outcome, reason)
 
     async def _take_chunk(self, wanted: Wanted, start: int, end: int, is_intact: bool) -> None:

@@ -13,7 +13,7 @@ from plasmastream.peer._results import outcome_of
 from plasmastream.peer._turns import parts
 from plasmastream.store._object_store import Lease, NewObject, ObjectStore, UnsealedObject
 from plasmastream.wire.plasma import NO_DIGEST
-from plasmastream.wire.stream.v2 import Outcome
+from plasmastream.wire.stream.v2 import Outcome, describe_outcome
 
 _PUT_AT_ONCE = 128
 """Small objects that a store takes before it has its next turn."""
@@ -206,9 +206,12 @@ async def _put_small(
         try:
             (lease,) = await store.put_many([new], timeout=timeout)
             found.append((lease, Outcome.DONE, ""))
-        except ObjectExistsError as error:
+        except ObjectExistsError:
             (present,) = await store.get([new.object_id])
-            found.append((present, Outcome.PRESENT, "") if present else (None, Outcome.BEING_WRITTEN, str(error)))
+            if present is not None:
+                found.append((present, Outcome.PRESENT, ""))
+            else:
+                found.append((None, Outcome.BEING_WRITTEN, describe_outcome(Outcome.BEING_WRITTEN)))
         except StoreConnectionError:
             raise
         except StoreError as error:

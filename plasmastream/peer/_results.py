@@ -38,7 +38,8 @@ class Result:
         return self.outcome in (Outcome.DONE, Outcome.PRESENT)
 
     def __str__(self) -> str:
-        return f"object {self.object_id}: {self.reason or describe_outcome(self.outcome)}"
+        name, words = f"object {self.object_id}", self.reason or describe_outcome(self.outcome)
+        return words if words.startswith(name) else f"{name}: {words}"  # as what stores say begins with
 
 
 class IncompleteError(TransferError):

@@ -157,6 +157,8 @@ def test_what_it_waits_for_is_said_once(there: Node) -> None:
             command_line("plasmastream", "copy", source, object_id, "-s", there.socket, "--timeout", "60")
             for source in (silent, address)
         ]
+        sync = ("sync", "-a", there.address, "--timeout", "60", "COPY", silent, object_id)
+        commands.append(command_line("plasmastream", *sync))
         with contextlib.ExitStack() as stack:
             running = [stack.enter_context(subprocess.Popen(words, stderr=subprocess.PIPE)) for words in commands]
             said = [process.stderr.readline().decode() for process in running if process.stderr is not None]
@@ -166,7 +168,8 @@ def test_what_it_waits_for_is_said_once(there: Node) -> None:
     assert said[0].startswith(f"plasmastream: waiting for {silent}: nothing has moved for 3 s")
     why = f"no connection to {address}: Connection refused; trying again for up to "
     assert said[1].startswith(f"plasmastream: waiting for {address}: nothing has moved for 3 s; {why}")
-    assert ends == [(b"", 130), (b"", 130)]
+    assert said[2].startswith(f"plasmastream: waiting for {there.address}, which waits for {silent}: nothing has moved")
+    assert ends == [(b"", 130)] * 3
 
 
 def test_a_server_of_version_1() -> None:

@@ -19,6 +19,7 @@ from plasmastream.peer import (
     Outcome,
     PeerClient,
     PeerRequest,
+    Result,
     TransferKind,
     UnreachableError,
 )
@@ -38,6 +39,7 @@ from plasmastream.wire.stream.v2 import (
     RunDamaged,
 )
 from tests.peer.helpers import CAPACITY, contents, fill, objects_of, serving
+from tests.peer.world import open_world
 
 SIZES = [(100, 5), (300_000, 5)]
 """One that travels in a RUN, and one that travels in chunks."""
@@ -248,6 +250,19 @@ async def test_requests_that_fail_as_a_whole_name_their_objects() -> None:
                 await client.sync_each([])
             with EmbeddedStore(CAPACITY) as store, pytest.raises(UnreachableError, match=rf"^object {ids[0]}: "):
                 await client.copy(ids[:1], store)
+
+
+@pytest.mark.parametrize("size", [50, 2500])
+async def test_an_object_that_somebody_else_writes_here_is_named_once(size: int, autojump_clock: MockClock) -> None:
+    objects = objects_of([(size, 0)])
+    (object_id,) = objects
+    async with open_world(near=objects) as world:
+        async with world.here.create(object_id, size):
+            (result,) = await world.client().fetch(TransferKind.COPY, [object_id], world.here, timeout=1)
+        assert result.outcome == Outcome.BEING_WRITTEN
+        assert "somebody else is writing" in str(result)
+        assert str(result).count(str(object_id)) == 1
+    assert str(Result(object_id, Outcome.NO_ROOM, f"object {object_id} of 9 bytes: no room")).count(str(object_id)) == 1
 
 
 async def test_a_client_closes_its_connections_with_its_block() -> None:

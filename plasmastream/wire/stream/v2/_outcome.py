@@ -64,7 +64,7 @@ _WORDS: Final[dict[Outcome, str]] = {
     Outcome.PRESENT: "it was there already",
     Outcome.NOT_FOUND: "it is not in the source's store",
     Outcome.BEING_TAKEN: "somebody else is taking it",
-    Outcome.BEING_WRITTEN: "an object of this id is being written in the store that it should go to",
+    Outcome.BEING_WRITTEN: "somebody else is writing an object of this id into the store that it goes to",
     Outcome.NO_ROOM: "the store is full of objects in use",
     Outcome.TOO_LARGE: "it is larger than the store, or than a limit, allows",
     Outcome.DIFFERENT: "there is another object of this id already; both stay where they are",
