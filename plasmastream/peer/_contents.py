@@ -10,12 +10,17 @@ from plasmastream._object_id import ObjectID
 from plasmastream.store._object_store import Buffer, NewObject
 
 
+def _check_descriptor(_: object, __: object, descriptor: int) -> None:
+    if not isinstance(descriptor, int):
+        raise TypeError(f"a NewFile takes the descriptor of an open file, as fileno() tells it, not {descriptor!r:.80}")
+
+
 @attrs.frozen
 class NewFile:
     """An object whose data is a regular file, to be put without having all of it in memory: see `PeerClient.put`."""
 
     object_id: ObjectID
-    descriptor: int
+    descriptor: int = attrs.field(validator=_check_descriptor)
     """Open to be read until the put has ended; where it stands does not matter."""
     size: int
     """Bytes from the file's start. Should it turn out to have fewer, or change meanwhile, the put fails."""

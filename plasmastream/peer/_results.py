@@ -22,13 +22,18 @@ from plasmastream.wire.stream import Status
 from plasmastream.wire.stream.v2 import DamagedError, Outcome, describe_outcome
 
 
+def _known_or_number(outcome: int) -> int:
+    known = Outcome.known(outcome)
+    return outcome if known is None else known
+
+
 @attrs.frozen
 class Result:
     """What became of one object. As a string, it is a sentence that names the object."""
 
     object_id: ObjectID
-    outcome: int
-    """An `Outcome`, or what a later version of the protocol may know."""
+    outcome: int = attrs.field(converter=_known_or_number)
+    """An `Outcome`, or a number that only a later version of the protocol may know."""
     reason: str = ""
     """In words, where there is more to say than the outcome does."""
 

@@ -204,6 +204,18 @@ async def test_files_are_put_beside_objects(tmp_path: Path) -> None:
         assert contents(store) == {**expected, ObjectID.from_name("memory"): (b"in memory", b"")}
 
 
+def test_a_file_is_named_by_its_descriptor(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=rf"descriptor of an open file.*not .*{tmp_path.name}"):
+        NewFile(ObjectID.from_name("a"), tmp_path, 1)  # type: ignore[arg-type]
+
+
+def test_outcomes_that_are_known_are_outcomes() -> None:
+    done, unknown = Result(ObjectID.from_name("a"), 0), Result(ObjectID.from_name("a"), 99)
+    assert done.outcome is Outcome.DONE
+    assert (unknown.outcome, unknown.is_success) == (99, False)
+    assert str(unknown).endswith("unknown outcome 99")
+
+
 async def test_a_file_that_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, data = os.pread, os.urandom(5000)
     monkeypatch.setattr(os, "pread", lambda file, size, offset: whole(file, min(size, 1000), offset))
