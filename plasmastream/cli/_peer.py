@@ -1,11 +1,13 @@
 """Peers as commands meet them: how patient to be, and what to say of each object that failed."""
 
+import math
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import attrs
+import trio
 
-from plasmastream._errors import PlasmastreamError
+from plasmastream._errors import PeerError, PlasmastreamError
 from plasmastream.cli._run import ExitStatus, complain, printable
 from plasmastream.cli._types import Address
 from plasmastream.peer import (
@@ -58,15 +60,21 @@ async def connected_to(
 
 
 @asynccontextmanager
-async def asking(server: Address, timeouts: PeerTimeouts | None = None) -> AsyncIterator[PeerClient]:
-    """A client for requests that version 1 of the protocol does not have.
+async def asking(
+    server: Address, timeouts: PeerTimeouts | None = None, *, timeout: float | None = None
+) -> AsyncIterator[PeerClient]:
+    """A client for requests that version 1 of the protocol does not have, and for no more than `timeout` seconds.
 
     Raises:
+        PeerError: the time is over.
         PlasmastreamError: the peer speaks no other.
     """
     try:
-        async with connected_to(server, timeouts=timeouts) as peer:
-            yield peer
+        with trio.move_on_after(math.inf if timeout is None else timeout) as scope:
+            async with connected_to(server, timeouts=timeouts) as peer:
+                yield peer
+        if scope.cancelled_caught:
+            raise PeerError(f"{server} did not answer within {timeout:g} s")
     except OldPeerError:
         message = f"{server} speaks version 1 of the protocol, which only copies and takes objects from store to store"
         raise PlasmastreamError(message) from None

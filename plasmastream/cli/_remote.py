@@ -18,13 +18,21 @@ from plasmastream.cli._run import ExitStatus, complain
 from plasmastream.cli._status import print_info
 from plasmastream.cli._types import Address
 from plasmastream.cli._waits import Watch, watching
-from plasmastream.peer import NewFile, Outcome, PeerClient, TransferKind
+from plasmastream.peer import NewFile, Outcome, PeerClient, Result, TransferKind
 from plasmastream.store import EmbeddedStore, NewObject
 from plasmastream.wire.plasma import ObjectInfo
 
 
-async def put_files_there(names: Sequence[str], object_id: ObjectID | None, metadata: bytes, server: Address) -> int:
-    """Put files into the store of a peer and print their ids; `-` is standard input.
+async def put_files_there(
+    names: Sequence[str],
+    object_id: ObjectID | None,
+    metadata: bytes,
+    server: Address,
+    *,
+    timeout: float | None,
+    compression: str | None,
+) -> int:
+    """Put files into the store of a peer and print their ids, within `timeout` seconds; `-` is standard input.
 
     Returns:
         The exit status; what could not be put has a line of its own.
@@ -35,6 +43,7 @@ async def put_files_there(names: Sequence[str], object_id: ObjectID | None, meta
     """
     check_one_id(object_id, names)
     worst = int(ExitStatus.DONE)
+    deadline = math.inf if timeout is None else trio.current_time() + timeout
     async with asking(server) as peer, watching(server) as watch:
         with show_progress(f"PUT to {server.host}", len(names)) as show:
 
@@ -46,10 +55,13 @@ async def put_files_there(names: Sequence[str], object_id: ObjectID | None, meta
                 made = object_id or ObjectID.random()
                 with open_file(name) as file, naming(name):
                     new = _new_object(made, file, name, metadata)
-                    (result,) = await peer.put([new], on_progress=report)
+                    left = None if timeout is None else max(0.0, deadline - trio.current_time())
+                    (result,) = await peer.put([new], timeout=left, compression=compression, on_progress=report)
                     was_there = object_id is not None and result.outcome == Outcome.PRESENT
                     if was_there:
-                        result = await peer.compare(new)
+                        result = Result(made, Outcome.OUT_OF_TIME, "it was there already, and not compared in time")
+                        with trio.move_on_at(deadline):
+                            result = await peer.compare(new)
                     status = check_outcomes(f"{server}: {name}", [result])
                 worst = max(worst, status)
                 if status == ExitStatus.DONE:
@@ -106,27 +118,27 @@ async def _copy_to(output: str, peer: PeerClient, object_id: ObjectID, store: Em
     return status
 
 
-async def print_objects_at(server: Address, *, as_json: bool) -> None:
+async def print_objects_at(server: Address, *, timeout: float | None, as_json: bool) -> None:
     """List the objects of a peer, oldest first.
 
     Raises:
-        PeerError: it does not answer.
+        PeerError: it does not answer, or not within `timeout` seconds.
         PlasmastreamError: it speaks version 1 alone.
     """
-    async with asking(server) as peer, watching(server):
+    async with asking(server, timeout=timeout) as peer, watching(server):
         infos = await peer.list_objects()
     print_infos(infos, as_json=as_json)
 
 
-async def print_status_at(object_id: ObjectID, server: Address, *, as_json: bool) -> None:
+async def print_status_at(object_id: ObjectID, server: Address, *, timeout: float | None, as_json: bool) -> None:
     """Show what a peer tells of an object.
 
     Raises:
         ObjectNotFoundError: it does not have it.
-        PeerError: it does not answer.
+        PeerError: it does not answer, or not within `timeout` seconds.
         PlasmastreamError: it speaks version 1 alone.
     """
-    async with asking(server) as peer, watching(server):
+    async with asking(server, timeout=timeout) as peer, watching(server):
         info = await _describe(peer, object_id)
     print_info(info, as_json=as_json)
 

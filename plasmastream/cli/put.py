@@ -5,8 +5,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from plasmastream.cli._objects import put_files
-from plasmastream.cli._run import ExitStatus
-from plasmastream.cli._types import DEFAULT_SOCKET, Id, StoreHere, StoreThere
+from plasmastream.cli._run import ExitStatus, UsageError
+from plasmastream.cli._types import DEFAULT_SOCKET, Compression, Id, Seconds, StoreHere, StoreThere
 
 
 async def put(
@@ -17,6 +17,8 @@ async def put(
     metadata: str = "",
     plasma_socket: StoreHere = DEFAULT_SOCKET,
     to: StoreThere = None,
+    timeout: Annotated[Seconds | None, Parameter(show_default=False)] = None,
+    compression: Compression = None,
 ) -> int:
     """Put files into the store, or into that of a peer, and print the id of each object, a line each.
 
@@ -33,10 +35,20 @@ async def put(
     to
         The server whose store gets them; none is needed here then. What is there already under the id is left alone:
         it is an error where it differs, and said otherwise.
+    timeout
+        With --to: how long all of it may take, in seconds, and a peer that cannot be reached is tried again; without
+        it, as long as something moves.
+    compression
+        With --to: what the files are compressed with on their way, where the server knows it too; nothing, unless
+        given.
     """
     if to is not None:
         from plasmastream.cli._remote import put_files_there
 
-        return await put_files_there(files, object_id, metadata.encode(), to)
+        return await put_files_there(
+            files, object_id, metadata.encode(), to, timeout=timeout, compression=compression
+        )
+    if timeout is not None or compression is not None:
+        raise UsageError("--timeout and --compress are for --to: what goes into the store here does not travel")
     await put_files(files, object_id, metadata.encode(), plasma_socket)
     return ExitStatus.DONE

@@ -63,6 +63,20 @@ def test_files_go_there_and_come_back(there: Node, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == contents[0]
 
 
+def test_a_put_that_is_compressed_and_may_last_so_long(there: Node, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3_000_000))
+    for compression in ("zstd", "lz4"):
+        put = ("put", path, "--to", there.address, "--timeout", "30", "--compress", compression)
+        object_id = run(*put).succeeds().text.strip()
+        assert get_object(there.socket, object_id) == bytes(3_000_000)
+    for option in (("--timeout", "1"), ("--compress", "lz4")):
+        run_here("put", str(path), *option).fails(2, "--timeout and --compress", "--to")
+    for words in (("ls",), ("stat", object_id)):
+        run_here(*words, "--timeout", "1").fails(2, "--timeout", "--at")
+        run_here(*words, "--at", there.address, "--timeout", "30").succeeds()
+
+
 def test_standard_input_with_an_id_and_metadata(there: Node) -> None:
     object_id = str(ObjectID.random())
     put = ("put", "-", "--to", there.address, "--id", object_id, "--metadata", "käse")
@@ -140,6 +154,9 @@ def test_places_exclude_each_other(there: Node) -> None:
 def test_nobody_answers() -> None:
     with silent_server() as (_, address):
         run("get", "--from", address, str(ObjectID.random()), "--timeout", "0.2").fails(3, address, "0.2 s")
+        for query in (("ls",), ("stat", str(ObjectID.random()))):
+            run_here(*query, "--at", address, "--timeout", "0.2").fails(3, address, "within 0.2 s")
+        run_here("put", "/dev/null", "--to", address, "--timeout", "0.2").fails(3, "/dev/null", address, "time")
     object_id = str(ObjectID.random())
     for words in (("put", "/dev/null", "--to"), ("get", object_id, "--from"), ("ls", "--at")):
         run_here(*words, address).fails(3, address, "refused")
