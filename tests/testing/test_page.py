@@ -1,28 +1,19 @@
 """Every example of docs/testing.md, as it stands there."""
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.testing.helpers import byte_server
-
 PAGE = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-
-
-@asynccontextmanager
-async def echo_server() -> AsyncIterator[tuple[str, int]]:
-    """What the examples talk to."""
-    async with byte_server() as server:
-        yield server.address
+SERVER, *EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_the_examples_work(number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(EXAMPLES[number], f"docs/testing.md, example {number}", "exec"), {"echo_server": echo_server})
+    names: dict[str, object] = {}
+    for text in (SERVER, EXAMPLES[number]):
+        exec(compile(text, f"docs/testing.md, example {number}", "exec"), names)
     output = capsys.readouterr().out
     expected = r"nowhere:2021: object [0-9a-f]{40}: server ended the" if "print(" in EXAMPLES[number] else "$"
     assert re.match(expected, output)
