@@ -87,7 +87,7 @@ class Upload:
                     await self._put(left[:_AT_ONCE])
                     failure = None
                 except (PeerError, ProtocolError) as error:
-                    if isinstance(error, OldPeerError) and self._lanes.is_old:
+                    if isinstance(error, OldPeerError):
                         raise
                     self._persistence.failed(error)
                     failure = error
@@ -130,7 +130,7 @@ class Upload:
             self._unsent.setdefault(index, size.data + size.metadata)
         total = sum(size.data + size.metadata for size in sizes)
         ids = tuple(self._objects[index].object_id for index in batch)
-        async with self._lanes.channel(Lane.SMALL if total <= _SMALL_REQUEST else Lane.LARGE) as channel:
+        async with self._lanes.channel(Lane.SMALL if total <= _SMALL_REQUEST else Lane.LARGE, sure=True) as channel:
             await channel.send(Put(self._token, ids, sizes))
             while (event := await channel.answer()) is not None:
                 match event:
