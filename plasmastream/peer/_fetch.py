@@ -227,8 +227,12 @@ class Fetch:
 
     def _hinder(self, wanted: Wanted, outcome: int, reason: str) -> None:
         """Note what stands in the way of an object now; it is final where it cannot pass."""
-        wanted.obstacle = outcome, reason
         known = Outcome.known(outcome)
+        if known is not None and known.is_success:
+            raise RemoteProtocolError(
+                f"{self._lanes} says {known.name} of object {wanted.object_id}, without sending it"
+            )
+        wanted.obstacle = outcome, reason
         if known is None or not known.may_pass:
             self._finish(wanted, outcome, reason)
         elif outcome == Outcome.EXPIRED:
@@ -267,6 +271,7 @@ class Fetch:
             return wanted
 
         ids = tuple(wanted.object_id for wanted in batch)
+        is_damaged = False
         self._has_opened = True
         await channel.send(Open(self._token, self._take, self._encoding, ids))
         while (event := await channel.answer()) is not None:
@@ -284,9 +289,13 @@ class Fetch:
                     for wanted in named:
                         self._hinder(wanted, event.outcome, event.reason)
                 case _:
+                    is_damaged = is_damaged or isinstance(event, RunDamaged)
                     self._wait_on(event, RunDamaged)
         for wanted in unanswered.values():
-            self._note_damage(wanted, -1)
+            if is_damaged:
+                self._note_damage(wanted, -1)
+            else:
+                self._finish(wanted, Outcome.REFUSED, f"{channel.peer} did not answer for it")
 
     async def _take_run(self, run: Sequence[tuple[Wanted, memoryview, memoryview]]) -> None:
         news = []
