@@ -102,7 +102,6 @@ class PeerClient:
         self._lanes = Lanes(host, port, connect, introduction)
         witness = self._lanes if version is None else None
         self._version1 = Version1Client(host, port, timeouts=self._timeouts, connect=connect, witness=witness)
-        self._lanes.prove = self._version1.connect
 
     async def fetch(
         self,
@@ -238,6 +237,7 @@ class PeerClient:
             encoding=encoding_of(compression),
             limits=self._limits,
             report=on_progress or _NOTHING,
+            prove=self._version1.connect,
         )
         return await upload.run()
 
@@ -253,7 +253,7 @@ class PeerClient:
             PlasmastreamError: a file became shorter.
         """
         with naming_objects([new.object_id]):
-            async with self._lanes.channel(Lane.LARGE, sure=True) as channel:
+            async with self._lanes.channel(Lane.LARGE, self._version1.connect) as channel:
                 persistence = Persistence(self._timeouts.retry, None)
                 return await Comparison(channel, new.object_id, content_of(new), persistence).run()
 
@@ -360,7 +360,7 @@ class PeerClient:
         """
         try:
             if self._version != 1:
-                async with self._lanes.channel(Lane.SMALL, sure=True):
+                async with self._lanes.channel(Lane.SMALL, self._version1.connect):
                     return
         except OldPeerError:
             pass
@@ -405,7 +405,7 @@ class PeerClient:
 
     async def _list(self, request: Stat | ListObjects) -> list[ObjectInfo]:
         found: list[ObjectInfo] = []
-        async with self._lanes.channel(Lane.SMALL, sure=True) as channel:
+        async with self._lanes.channel(Lane.SMALL, self._version1.connect) as channel:
             await channel.send(request)
             while (event := await channel.answer()) is not None:
                 if isinstance(event, Listed) and len(found) < _MOST_LISTED:

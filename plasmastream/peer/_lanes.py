@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
+from typing import TypeAlias
 
 import anyio
 import attrs
@@ -24,6 +25,9 @@ from plasmastream.wire.stream.v2 import DamagedError, Hello, Limits, Outcome, Pa
 _log = logging.getLogger(__name__)
 
 _VERSION_1_FOR = 600.0
+
+Prove: TypeAlias = Callable[[], Awaitable[None]]
+"""Has a peer prove that it speaks version 1 alone, and raises a PeerError where it does not."""
 
 
 class Lane(Enum):
@@ -73,8 +77,6 @@ class Lanes:
         self._thread: int | None = None
         self._has_spoken_version_2 = False
         self._version_1_until = -math.inf
-        self.prove: Callable[[], Awaitable[None]] | None = None
-        """Has a peer prove that it speaks version 1 alone, and raises a PeerError where it does not."""
 
     @property
     def is_old(self) -> bool:
@@ -102,12 +104,12 @@ class Lanes:
         return len(self._in_use)
 
     @asynccontextmanager
-    async def channel(self, lane: Lane, *, sure: bool = False) -> AsyncIterator[ClientChannel]:
+    async def channel(self, lane: Lane, prove: Prove | None = None) -> AsyncIterator[ClientChannel]:
         """A connection for one request after the other; it is broken off when the block ends within one.
 
         Args:
             lane: for which requests.
-            sure: whether a peer that seems to be old must have proven it.
+            prove: has a peer that seems to be old prove it; without, `is_old` says whether it has.
 
         Raises:
             LocalProtocolError: another thread uses them.
@@ -118,7 +120,7 @@ class Lanes:
         """
         self._check_thread()
         async with self._slots[lane]:
-            channel = self._reuse(lane) or await self._open(sure)
+            channel = self._reuse(lane) or await self._open(prove)
             self._in_use.add(channel)
             try:
                 yield channel
@@ -160,7 +162,7 @@ class Lanes:
             channel.abort()  # the server has closed it, being idle for long
         return None
 
-    async def _open(self, sure: bool) -> ClientChannel:
+    async def _open(self, prove: Prove | None) -> ClientChannel:
         introduction = self._introduction
         if introduction.may_fall_back and self.is_old:
             raise OldPeerError(f"{self} speaks version 1")
@@ -174,10 +176,10 @@ class Lanes:
             if self._has_spoken_version_2 or not introduction.may_fall_back:
                 raise PeerError(f"{self} ended the connection before the greeting") from error
             try:
-                if sure and self.prove is not None:
-                    await self.prove()
+                if prove is not None:
+                    await prove()
             except NotOldError:
-                return await self._open(sure)
+                return await self._open(prove)
             raise OldPeerError(f"{self} speaks version 1") from error
         except PeerStalledError as error:
             transport.abort()

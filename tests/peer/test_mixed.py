@@ -250,7 +250,7 @@ async def frontier(backend: tuple[str, int] | None, ends: Collection[int]) -> As
             backend = listener.getsockname()
             listener.close()
         proxy = await stack.enter_async_context(
-            open_fault_proxy(*backend, lambda number: scripts.get(number, Script()))
+            open_fault_proxy(backend[0], backend[1], lambda number: scripts.get(number, Script()))
         )
         yield _Frontier(proxy.address)
 
