@@ -44,6 +44,11 @@ Ticket: TypeAlias = int | bytes
 class Keeper(Protocol):
     """Who holds objects for leases."""
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether all holds have ended, because the connection to the store broke."""
+        ...
+
     def shown(self, index: int) -> Shown:
         """The memory that a place names, of an object that is not empty."""
         ...
@@ -140,6 +145,11 @@ class Lease:
             return FileSlice(-1, 0)
         return FileSlice(self._keeper.shown(self._place[0]).fd, self._place[1])
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the hold lasts. That the store is gone, or is another one by now, shows after the next call to it."""
+        return self._look is not _OVER and not self._keeper.is_lost
+
     def release(self) -> None:
         """Let go of the object, as far as this lease is concerned. May be called again. Never blocks."""
         if self._look is _OVER:
@@ -227,6 +237,8 @@ _NOTHING.release()  # whoever looks into a released lease is told so
 
 class _Nobody:
     """Holds nothing, and is told of nothing."""
+
+    is_lost = True
 
     def shown(self, index: int) -> Shown:
         raise IndexError(index)
