@@ -20,6 +20,7 @@ from plasmastream.peer import (
     PeerRequest,
     PeerTimeouts,
     Result,
+    ServerTimeouts,
     TransferKind,
     Transport,
 )
@@ -363,16 +364,20 @@ async def test_who_is_just_fast_enough_is_served_and_holds_up_nobody(autojump_cl
 # Silence, and signs of life without an end
 
 
-async def test_silent_connections_of_one_peer_leave_room_for_another() -> None:
+@pytest.mark.parametrize("said", [b"", MAGIC[:1], MAGIC, MAGIC + b"\1", b"\2"], ids=repr)
+async def test_connections_of_one_peer_that_ask_nothing_leave_room_for_another(said: bytes) -> None:
     async def connect(host: str, port: int, *, timeout: float) -> Transport:
         await trio.lowlevel.checkpoint()
         return TcpTransport(socket.create_connection((host, port), timeout, source_address=("127.0.0.2", 0)))
 
     with EmbeddedStore(CAPACITY) as store:
         fill(store, objects_of([(100, 0)]))
-        async with serving(store, max_connections=4) as server, AsyncExitStack() as silent:
+        patient = ServerTimeouts(greeting=30)
+        async with serving(store, max_connections=4, timeouts=patient) as server, AsyncExitStack() as silent:
             for _ in range(4):
-                await silent.enter_async_context(await trio.open_tcp_stream(*server.address))
+                stream = await silent.enter_async_context(await trio.open_tcp_stream(*server.address))
+                if said:
+                    await stream.send_all(said)
             client = PeerClient(*server.address, connect=connect, timeouts=PeerTimeouts(greeting=25))
             with trio.fail_after(25):  # they might be silent for 30 s, but for the one that is too many
                 assert len(await client.list_objects()) == 1
