@@ -175,6 +175,7 @@ class Holds:
         object_id = lease.object_id
         handle = int.from_bytes(os.urandom(8), "little") or 1
         hold.leases[object_id] = lease
+        hold.dropped.discard(object_id)  # that was another object of this id
         hold.handles[handle], hold.handle_of[object_id] = object_id, handle
         self._objects[hold.peer] += 1
         self._bytes[hold.peer] += lease.size

@@ -485,3 +485,20 @@ async def test_another_object_of_the_id_that_was_taken_is_not_deleted(
             assert await taker.rest() == {0: Outcome.EXPIRED if is_replaced else Outcome.DONE}
             assert contents(other) == others
             assert bool(contents(store)) is is_replaced
+
+
+async def test_an_object_that_is_taken_anew_after_its_drop_is_dropped_anew(autojump_clock: MockClock) -> None:
+    """Under the same token, which remembers the first drop, as long as the answer may have been lost."""
+    async with open_world(near={A: (b"a" * 50, b"")}) as world, attackers(world, 1) as (taker,):
+        store = world.stores[NEAR]
+        for content in ({A: (b"b" * 50, b"")}, {}):
+            await taker.channel.send(Open(TOKEN, True, 0, (A,)))
+            while not isinstance(await taker.channel.next_event(), End):
+                pass
+            await taker.channel.send(Drop(TOKEN, (A,)))
+            assert await taker.rest() == {0: Outcome.DONE}
+            assert not contents(store)
+            fill(store, content)
+            await taker.channel.send(Drop(TOKEN, (A,)))
+            assert await taker.rest() == {0: Outcome.DONE}
+            assert contents(store) == content
