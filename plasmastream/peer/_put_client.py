@@ -12,7 +12,7 @@ import anyio.lowlevel
 from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError, RemoteProtocolError
 from plasmastream.peer._channel import ClientChannel, refusal
 from plasmastream.peer._contents import NewFile, content_of
-from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
+from plasmastream.peer._lanes import Lane, Lanes, OldPeerError, Prove
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._results import RefusedError, Result, outcome_of
 from plasmastream.peer._transport import PeerStalledError
@@ -45,6 +45,7 @@ class Upload:
         encoding: what payloads are encoded with.
         limits: sizes of chunks and runs.
         report: told of (objects, bytes) that have left; what is sent again is not told again.
+        prove: see `Lanes.channel`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Upload:
         encoding: Encoding,
         limits: Limits,
         report: Callable[[int, int], None],
+        prove: Prove,
     ) -> None:
         self._lanes = lanes
         self._objects = objects
@@ -65,6 +67,7 @@ class Upload:
         self._encoding = encoding
         self._limits = limits
         self._report = report
+        self._prove = prove
         self._token = os.urandom(TOKEN_SIZE)
         self._moved = False
         self._unsent: dict[int, int | None] = {}
@@ -87,7 +90,7 @@ class Upload:
                     await self._put(left[:_AT_ONCE])
                     failure = None
                 except (PeerError, ProtocolError) as error:
-                    if isinstance(error, OldPeerError) and self._lanes.is_old:
+                    if isinstance(error, OldPeerError):
                         raise
                     self._persistence.failed(error)
                     failure = error
@@ -130,7 +133,7 @@ class Upload:
             self._unsent.setdefault(index, size.data + size.metadata)
         total = sum(size.data + size.metadata for size in sizes)
         ids = tuple(self._objects[index].object_id for index in batch)
-        async with self._lanes.channel(Lane.SMALL if total <= _SMALL_REQUEST else Lane.LARGE) as channel:
+        async with self._lanes.channel(Lane.SMALL if total <= _SMALL_REQUEST else Lane.LARGE, self._prove) as channel:
             await channel.send(Put(self._token, ids, sizes))
             while (event := await channel.answer()) is not None:
                 match event:

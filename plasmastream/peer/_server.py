@@ -36,6 +36,7 @@ from plasmastream.peer._transport import (
 )
 from plasmastream.store._object_store import Lease, Leases, ObjectStore
 from plasmastream.wire.stream import (
+    IS_NOT_OLD,
     NEED_DATA,
     ConnectionClosed,
     Event,
@@ -46,6 +47,7 @@ from plasmastream.wire.stream import (
     TransferKind,
     TransferRequested,
     Version2Offered,
+    is_question,
     v2,
 )
 
@@ -240,6 +242,7 @@ class _Session:
         self._has_asked = False
         self.greeting_deadline = math.inf
         """When all of a greeting has to be there, if one has begun."""
+        self._was_doubted = False
 
     async def run(self) -> bytes | None:
         """Serve until the client is done, or given up, or turns out to speak version 2.
@@ -252,6 +255,11 @@ class _Session:
             return self._connection.take_rest()
         while event is not None and not isinstance(event, ConnectionClosed):
             match event:
+                case TransferRequested() if self._is_in_doubt(event):
+                    await self._refuse(IS_NOT_OLD)
+                    event = await self._next_request()
+                case SyncRequested() if self._was_doubted:
+                    break
                 case TransferRequested(kind=TransferKind.COPY):
                     event = await self._copy(event)
                 case TransferRequested():
@@ -261,6 +269,11 @@ class _Session:
                     event = await self._next_request()
         self._transport.close()
         return None
+
+    def _is_in_doubt(self, request: TransferRequested) -> bool:
+        """Whether the client doubts that we know version 2, and so wants what it asks from now on only if we do not."""
+        self._was_doubted = self._was_doubted or is_question(request.kind, request.object_ids)
+        return self._was_doubted
 
     async def _next_request(self) -> Event | None:
         """The next request, or the clean end; None where the connection stays idle, or the server shuts down."""
@@ -363,7 +376,7 @@ class _Session:
                 return None
         return await send_objects(self._connection, self._transport, leases, timeout=self._timeouts.progress)
 
-    async def _refuse(self, status: Status) -> None:
+    async def _refuse(self, status: int) -> None:
         self._connection.refuse(status)
         await self._transport.send(self._connection.data_to_send(), timeout=self._timeouts.progress)
 
