@@ -448,6 +448,34 @@ async def test_a_server_that_only_lives_is_given_up(operation: str, autojump_clo
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("sizes", [50, 2500])
+async def test_a_server_that_says_nothing_of_an_object_is_named(sizes: int, autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def end_all(transport: Transport) -> None:
+            connection = ServerConnection(make_hello(LIMITS), trio.current_time(), limits=LIMITS)
+            channel = ServerChannel(connection, transport, Patience())
+            await transport.receive_into(memoryview(bytearray(len(MAGIC))), timeout=1)
+            await channel.next_event()
+            connection.greet()
+            await channel.flush()
+            while isinstance(await channel.next_event(), Put):
+                await channel.send(End())
+            transport.abort()
+
+        async def connect(host: str, port: int, *, timeout: float) -> Transport:
+            ours, theirs = memory_transports()
+            ours.peer = f"{host}:{port}"
+            nursery.start_soon(end_all, theirs)
+            return ours
+
+        client = PeerClient(NEAR, PORT, connect=connect, limits=LIMITS, version=2, timeouts=PeerTimeouts(retry=6))
+        (result,) = await client.put([NewObject(A, bytes(sizes))])
+        assert result.outcome == Outcome.BROKEN_OFF
+        assert "10.0.0.1:2021 ended the PUT, and did not say what became of it" in result.reason
+        await client.aclose()
+
+
 # A store that is not the one it was
 
 

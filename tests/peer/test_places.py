@@ -10,6 +10,7 @@ from plasmastream import ObjectID
 from plasmastream.peer import Limits2, Outcome
 from plasmastream.peer import _put_server as put_server_module
 from plasmastream.store import Lease, NewObject
+from plasmastream.testing import CallFault
 from plasmastream.wire.stream.v2 import AnyEvent, End, Outcomes, Progress, Put, Range, Sizes, Want
 from tests.peer.helpers import contents, objects_of
 from tests.peer.test_attacks import TOKEN, A, Attacker, attackers
@@ -127,3 +128,23 @@ async def test_what_is_small_to_the_client_alone_is_put_all_the_same(autojump_cl
         await attacker.channel.send(Progress())
         assert await attacker.rest() == {0: Outcome.DONE}
         assert contents(world.stores[NEAR]) == {A: (b"a" * SIZE, b"")}
+
+
+async def test_what_is_given_up_is_taken_back_at_once(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        with trio.CancelScope() as scope:
+            await world.client().put([NewObject(A, b"a" * SIZE)], on_progress=lambda *_: scope.cancel())
+        assert scope.cancelled_caught
+        assert not len(world.stores[NEAR].core.table)
+        assert trio.current_time() == 0
+
+
+async def test_a_server_that_is_gone_is_not_told_for_long(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        world.let_happen(2, "client", CallFault.stall(1))
+        with trio.CancelScope() as scope:
+            await world.client().put([NewObject(A, b"a" * SIZE)], on_progress=lambda *_: scope.cancel())
+        assert trio.current_time() == 1
+        assert len(world.stores[NEAR].core.table) == 1
+        await trio.sleep(31)
+        assert not len(world.stores[NEAR].core.table)

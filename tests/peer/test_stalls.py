@@ -164,7 +164,7 @@ async def test_who_trickles_is_given_up_by_the_rate(slow: Slow, autojump_clock: 
                 (result,) = await client.put([NewObject(object_id, data, metadata)])
             if slow.end == "server":
                 assert re.search(r"10\.0\.0\.1:2021 (sent too little|took nothing) for 30 s", result.reason)
-                assert trio.current_time() - began == pytest.approx(30)
+                assert 30 <= trio.current_time() - began <= 30 + LAST_WORD
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
