@@ -110,7 +110,8 @@ class Channel:
     def _stalled(self) -> PeerStalledError:
         now = anyio.current_time()
         late = self.connection.late(now) or Lateness.SILENT
-        seconds = self.patience.stall if late is Lateness.SLOW else now - self.connection.last_progress
+        as_a_whole = {Lateness.SLOW: self.patience.stall, Lateness.HELLO: self.patience.hello}
+        seconds = as_a_whole.get(late, now - self.connection.last_progress)
         return PeerStalledError(f"{self.peer} {late.value} for {seconds:.3g} s")
 
     def close(self) -> None:

@@ -508,7 +508,6 @@ class ServerConnection(_Connection):
         with self._scratch.tail() as tail:
             tail[: len(head_start)] = head_start
         self._scratch.advance(len(head_start))
-        self._liveness.begin_frame(now)
 
     def greet(self) -> None:
         """Queue the answer to the client's `Hello`."""
