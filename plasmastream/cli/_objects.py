@@ -23,7 +23,7 @@ async def put_files(names: Sequence[str], object_id: ObjectID | None, metadata: 
 
     Raises:
         UsageError: one id for several files.
-        PlasmastreamError: a file shrank while it was read.
+        PlasmastreamError: a file changed while it was read.
     """
     check_one_id(object_id, names)
     async with open_store_here(path) as store:
@@ -65,8 +65,9 @@ async def _put_file(store: StoreClient, file: BinaryIO, name: str, object_id: Ob
         await store.put(file.read(), metadata, object_id=object_id)
         return
     async with store.create(object_id, status.st_size, metadata) as unsealed:
-        if _read_into(file, unsealed.data) < status.st_size:
-            raise PlasmastreamError("the file became shorter while it was read; it was not put")
+        nbytes, after = _read_into(file, unsealed.data), os.fstat(file.fileno())
+        if (nbytes, after.st_size, after.st_mtime_ns) != (status.st_size, status.st_size, status.st_mtime_ns):
+            raise PlasmastreamError(f"the file of object {object_id} changed while it was read; put it again")
         await unsealed.seal()
 
 

@@ -86,6 +86,21 @@ def read_lines(lines: Iterable[str]) -> list[Request]:
     return requests
 
 
+def _check_distinct(requests: Iterable[Request]) -> None:
+    """See that no object is named twice.
+
+    Raises:
+        UsageError: one is; it says where.
+    """
+    named: dict[ObjectID, int | None] = {}
+    for request in requests:
+        for object_id in request.object_ids:
+            if object_id in named:
+                first = f" (first in line {named[object_id]:,})" if request.line else ""
+                raise UsageError(f"{request.where}object {object_id} is named twice{first}; that takes two syncs")
+            named[object_id] = request.line
+
+
 async def resolve(request: Request) -> PeerRequest:
     """Look up where a request leads to: the protocol carries IP addresses only.
 
@@ -122,7 +137,7 @@ async def sync_all(
         The exit status.
 
     Raises:
-        UsageError: a request makes no sense, or there is none.
+        UsageError: a request makes no sense, or there is none, or an object is named twice.
         PeerError: the server does not answer.
     """
     if not words and sys.stdin.isatty():
@@ -130,6 +145,7 @@ async def sync_all(
     requests = read_requests(" ".join(words).split()) if words else read_lines(sys.stdin)
     if not requests:
         raise UsageError(f"nothing was asked for; {_GRAMMAR}")
+    _check_distinct(requests)
     peer_requests = [await resolve(request) for request in requests]
     bars = [(f"{request.kind.name} {request.source}", len(request.object_ids)) for request in requests]
     async with connected_to(server, timeout) as peer, watching(server) as watch:

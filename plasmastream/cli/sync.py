@@ -22,7 +22,8 @@ async def sync(
     """Have a server fetch objects from other servers into its store: all requests at once.
 
     A request is written as COPY|TAKE HOST:PORT ID [ID...]; several may follow each other. Without any, they are read
-    from standard input, one a line. The outcome of each is printed, and of each object that failed.
+    from standard input, one a line. No id may be named twice. The outcome of each is printed, and of each object that
+    failed.
 
     Parameters
     ----------

@@ -5,6 +5,7 @@ It speaks version 2 of the protocol, and version 1 with servers that know no oth
 
 import math
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
@@ -227,7 +228,7 @@ class PeerClient:
         Raises:
             LocalProtocolError: an object is named twice, or the compression is not known here.
             PeerError: the peer speaks version 1 alone.
-            PlasmastreamError: a file became shorter.
+            PlasmastreamError: a file changed, or became shorter; it was not put.
         """
         _check_distinct([new.object_id for new in objects])
         upload = Upload(
@@ -299,9 +300,11 @@ class PeerClient:
             fetches none of them where it has one already.
 
         Raises:
+            LocalProtocolError: an object is named twice, or the compression is not known here.
             PeerError: the server cannot be reached, broke off, or refused.
             RemoteProtocolError: it broke the protocol.
         """
+        _check_distinct(_ids_of(peer_requests), "a SYNC")
         call = SyncCall(peer_requests, timeout, detach, max_bytes, encoding_of(compression), on_progress)
         with naming_objects(_ids_of(peer_requests)):
             outcomes = await self._sync(call)
@@ -451,9 +454,10 @@ def _ids_of(peer_requests: Sequence[PeerRequest]) -> list[ObjectID]:
     return [object_id for request in peer_requests for object_id in request.object_ids]
 
 
-def _check_distinct(object_ids: Sequence[ObjectID]) -> None:
+def _check_distinct(object_ids: Sequence[ObjectID], what: str = "a request") -> None:
     if len(set(object_ids)) < len(object_ids):
-        raise LocalProtocolError("a request names an object twice")
+        ((object_id, _),) = Counter(object_ids).most_common(1)
+        raise LocalProtocolError(f"{what} names object {object_id} twice")
 
 
 def _result(object_id: ObjectID, error: PeerError | RemoteProtocolError | StoreError) -> Result:

@@ -3,6 +3,7 @@
 import os
 
 import anyio.lowlevel
+import attrs
 from xxhash import xxh3_64_intdigest
 
 from plasmastream._errors import RemoteProtocolError
@@ -72,7 +73,7 @@ class Comparison:
 
     async def _open(self) -> Result:
         """Compare the sizes and the metadata; of a small object, all."""
-        result = Result(self._object_id, Outcome.DAMAGED)
+        result = Result(self._object_id, Outcome.DAMAGED, "it was damaged on its way")
         await self._channel.send(Open(self._token, False, Encoding.NONE, (self._object_id,)))
         while (event := await self._channel.answer()) is not None:
             match event:
@@ -83,7 +84,7 @@ class Comparison:
                     self._handle = event.handle
                     result = self._judge(event.data_size == len(self._data) and event.metadata == self._metadata)
                 case Outcomes():
-                    result = Result(self._object_id, event.outcome, event.reason)
+                    result = self._failure(event)
                 case _:
                     self._wait_on(event, RunDamaged)
         return result
@@ -105,15 +106,26 @@ class Comparison:
                         result = self._judge(False)
                     await anyio.lowlevel.checkpoint()
                 case Outcomes():
-                    return Result(self._object_id, event.outcome, event.reason)
+                    result = self._failure(event)
                 case _:
                     self._wait_on(event)
-        if unseen:
+        if result.is_success and unseen:
             raise RemoteProtocolError(f"{self._channel.peer} did not sum all of object {self._object_id}")
         return result
 
     def _judge(self, is_same: bool) -> Result:
-        return Result(self._object_id, Outcome.PRESENT if is_same else Outcome.DIFFERENT)
+        if is_same:
+            return Result(self._object_id, Outcome.PRESENT)
+        return Result(self._object_id, Outcome.DIFFERENT, "there is another object of this id")
+
+    def _failure(self, outcomes: Outcomes) -> Result:
+        """Why nobody can tell. That all is the same is for us to find out, and not for the peer to say."""
+        result = Result(self._object_id, outcomes.outcome, outcomes.reason)
+        if result.is_success or set(outcomes.indexes) != {0}:
+            raise RemoteProtocolError(f"{self._channel.peer} says what it must show: {result}")
+        if result.outcome == Outcome.NOT_FOUND and not result.reason:
+            return attrs.evolve(result, reason="there is no object of this id")
+        return result
 
     def _wait_on(self, event: Event | Message, *kinds: type) -> None:
         if not isinstance(event, (Progress, *kinds)):

@@ -18,8 +18,14 @@ class NewFile:
     descriptor: int
     """Open to be read until the put has ended; where it stands does not matter."""
     size: int
-    """Bytes from the file's start. Should it turn out to have fewer, the put fails."""
+    """Bytes from the file's start. Should it turn out to have fewer, or change meanwhile, the put fails."""
     metadata: Buffer = b""
+
+
+def stamp_of(new: NewFile) -> tuple[int, int]:
+    """What is another when the file has changed."""
+    status = os.fstat(new.descriptor)
+    return status.st_size, status.st_mtime_ns
 
 
 class _FileData:

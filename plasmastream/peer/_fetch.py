@@ -21,6 +21,7 @@ from plasmastream._errors import (
     PlasmastreamError,
     ProtocolError,
     RemoteProtocolError,
+    StoreConnectionError,
     StoreError,
 )
 from plasmastream._object_id import ObjectID
@@ -127,7 +128,7 @@ class Fetch:
 
         Raises:
             OldPeerError: the peer speaks version 1 alone; nothing has been done.
-            StoreError: our store is gone.
+            StoreConnectionError: our store is gone.
         """
         try:
             with anyio.CancelScope(deadline=self._persistence.deadline) as scope:
@@ -181,7 +182,7 @@ class Fetch:
             raise
         except (PeerError, ProtocolError) as error:
             self._persistence.failed(error)
-            failure = error
+            failure = error.with_traceback(None)  # or it and this frame would keep each other, and what is held
         left = self._unfinished
         if not left:
             return False
@@ -409,8 +410,8 @@ class Fetch:
                 try:
                     async with self._budget.spend(sum(end - start for _, start, end in share)):
                         await self._read_share(share)
-                except (PeerError, ProtocolError) as error:
-                    failures.append(error)
+                except (PeerError, ProtocolError, StoreConnectionError) as error:
+                    failures.append(error.with_traceback(None))
                     return
 
         if len(left) == 1:
@@ -420,7 +421,7 @@ class Fetch:
                 for _ in range(min(Lane.LARGE.value, len(left))):
                     tasks.start_soon(work)
         if failures:
-            raise failures[0]
+            raise failures.pop(0)
 
     async def _read_share(self, share: Sequence[Piece]) -> None:
         ranges = [piece for piece in share if await self._begin(piece[0])]
@@ -458,6 +459,8 @@ class Fetch:
             return False
         try:
             await incoming.begin(self._store, self._store_timeout)
+        except StoreConnectionError:
+            raise
         except StoreError as error:
             size = incoming.data_size + len(incoming.metadata)
             await self._store_refused(wanted, outcome_of_failed_put(error, size, self._store), str(error))
@@ -483,6 +486,7 @@ class Fetch:
         if not is_intact:
             self._note_damage(wanted, start)
             return
+        incoming.check_store()
         incoming.missing.remove(start, end)
         self._progressed(0, end - start)
         if not incoming.missing:
@@ -494,6 +498,8 @@ class Fetch:
         assert incoming is not None
         try:
             wanted.lease = await incoming.seal(self._store)
+        except StoreConnectionError:
+            raise
         except StoreError as error:
             self._hinder(wanted, outcome_of(error), str(error))
             return

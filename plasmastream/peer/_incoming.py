@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import anyio
 from xxhash import xxh3_64_intdigest
 
-from plasmastream._errors import ObjectExistsError, StoreError, StoreFullError
+from plasmastream._errors import ObjectExistsError, StoreConnectionError, StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._results import outcome_of
 from plasmastream.peer._turns import parts
@@ -127,6 +127,15 @@ class Incoming:
                     store.create(self.object_id, self.data_size, self.metadata, timeout=timeout)
                 )
 
+    def check_store(self) -> None:
+        """See whether it can be sealed still, without asking the store.
+
+        Raises:
+            StoreConnectionError: the store is known to be gone.
+        """
+        assert self._unsealed is not None
+        self._unsealed.check_store()
+
     async def seal(self, store: ObjectStore) -> Lease:
         """Let others see it, and hold it. Nothing may be missing.
 
@@ -172,6 +181,9 @@ async def put_small(
 
     Returns:
         For each: a lease if it is sealed now or was there already (DONE, PRESENT); the outcome; a reason.
+
+    Raises:
+        StoreConnectionError: the store is gone.
     """
     found: list[tuple[Lease | None, Outcome, str]] = []
     for part in parts(objects, _PUT_AT_ONCE):
@@ -187,6 +199,8 @@ async def _put_small(
 ) -> list[tuple[Lease | None, Outcome, str]]:
     try:
         return [(lease, Outcome.DONE, "") for lease in await store.put_many(objects, timeout=timeout)]
+    except StoreConnectionError:
+        raise
     except StoreError as error:
         if len(objects) == 1 and not isinstance(error, ObjectExistsError):
             size = len(objects[0].data) + len(objects[0].metadata)
@@ -200,6 +214,8 @@ async def _put_small(
         except ObjectExistsError as error:
             (present,) = await store.get([new.object_id])
             found.append((present, Outcome.PRESENT, "") if present else (None, Outcome.BEING_WRITTEN, str(error)))
+        except StoreConnectionError:
+            raise
         except StoreError as error:
             size = len(new.data) + len(new.metadata)
             found.append((None, outcome_of_failed_put(error, size, store), str(error)))

@@ -12,7 +12,7 @@ import anyio.lowlevel
 
 from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError, RemoteProtocolError
 from plasmastream.peer._channel import ClientChannel, refusal
-from plasmastream.peer._contents import NewFile, content_of
+from plasmastream.peer._contents import NewFile, content_of, stamp_of
 from plasmastream.peer._lanes import Lane, Lanes, OldPeerError, Prove
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._results import RefusedError, Result, outcome_of
@@ -64,6 +64,7 @@ class Upload:
     ) -> None:
         self._lanes = lanes
         self._objects = objects
+        self._stamps = {new.object_id: stamp_of(new) for new in objects if isinstance(new, NewFile)}
         self._results: list[Result | None] = [None] * len(objects)
         self._obstacles: dict[int, tuple[int, str]] = {}
         self._persistence = persistence
@@ -85,6 +86,7 @@ class Upload:
 
         Raises:
             OldPeerError: the peer speaks version 1 alone, which cannot do this.
+            PlasmastreamError: a file has changed.
         """
         failure: PlasmastreamError | None = None
         try:
@@ -201,6 +203,7 @@ class Upload:
                 raise RemoteProtocolError(f"{channel.peer} wants bytes up to {end} of {len(data)}")
             if len(data) + len(metadata) <= self._limits.small_size:
                 run.append((position, data[: len(data)], metadata))
+                self._check_unchanged(batch[position])
                 size += len(data) + len(metadata)
                 if size >= self._limits.run_size:
                     await self._send_run(channel, batch, run)
@@ -211,14 +214,25 @@ class Upload:
                 described = position
             for at in range(wanted.offset, end, connection.chunk_size):
                 piece = data[at : min(end, at + connection.chunk_size)]
+                left[position] -= len(piece)
+                if not left[position]:
+                    self._check_unchanged(batch[position])
                 connection.send_chunk(position, at, piece, self._encoding)
                 await self._flush(channel)
-                left[position] -= len(piece)
                 self._note_sent(batch[position], left[position])
         if run:
             await self._send_run(channel, batch, run)
         connection.send(Progress())
         await channel.flush(partial(self._is_excused, channel))  # and what comes now is the answer
+
+    def _check_unchanged(self, index: int) -> None:
+        """See that a file is still what it was at first: to be called before the last of it leaves.
+
+        Otherwise something would be sealed that the file never was.
+        """
+        new = self._objects[index]
+        if isinstance(new, NewFile) and stamp_of(new) != self._stamps[new.object_id]:
+            raise PlasmastreamError(f"the file of object {new.object_id} changed while it was read; put it again")
 
     async def _send_run(
         self, channel: ClientChannel, batch: Sequence[int], run: Sequence[tuple[int, memoryview, memoryview]]

@@ -134,7 +134,8 @@ class StoreClient:
 
         unsealed: UnsealedObject | None = None
         try:
-            unsealed = UnsealedObject(object_id, mapping.writable[spec.data_offset : middle], seal)
+            data = mapping.writable[spec.data_offset : middle]
+            unsealed = UnsealedObject(object_id, data, seal, session.connection.check)
             mapping.writable[middle : middle + spec.metadata_size] = metadata
             yield unsealed
         finally:

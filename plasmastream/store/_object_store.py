@@ -24,13 +24,19 @@ class UnsealedObject(Unsealed):
     `data` is a writable view of the shared memory; the metadata is there already. Do not write after `seal`.
     """
 
-    __slots__ = ("_seal",)
+    __slots__ = ("_seal", "check_store")
 
     def __init__(
-        self, object_id: ObjectID, data: memoryview, seal: Callable[[bytes | None], Awaitable[None]]
+        self,
+        object_id: ObjectID,
+        data: memoryview,
+        seal: Callable[[bytes | None], Awaitable[None]],
+        check_store: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(object_id, data)
         self._seal = seal
+        self.check_store = check_store
+        """Raises StoreConnectionError where the store is known to be gone; asks nobody."""
 
     async def seal(self, digest: bytes | None = None) -> None:
         """Make the object immutable and visible to all.

@@ -8,6 +8,7 @@ import anyio
 import anyio.lowlevel
 
 from plasmastream._client import RETRY_FIRST, RETRY_LAST, Connection, connect, no_store_answers
+from plasmastream._errors import StoreConnectionError
 from plasmastream.store._transport import UnixTransport
 from plasmastream.wire.plasma import Message
 
@@ -38,6 +39,17 @@ class StoreConnection(Connection[UnixTransport]):
                     raise no_store_answers(path, error) from error
             await anyio.sleep(delay)
             delay = min(2 * delay, RETRY_LAST)
+
+    def check(self) -> None:
+        """See that the store has not gone; it is not asked, and nothing is read.
+
+        Raises:
+            StoreConnectionError: it has.
+        """
+        if self.broken:
+            raise StoreConnectionError(self.broken)
+        if self._transport.has_hung_up():  # who waits for a reply hears of it as well, and closes the socket
+            raise StoreConnectionError(f"the store at {self.path} closed the connection")
 
     async def call(self, request: Message, kind: type[_ReplyT]) -> tuple[_ReplyT, dict[int, int]]:
         """Send a request and wait for its reply, with the descriptors that came along.

@@ -5,10 +5,12 @@ import os
 import pty
 import subprocess
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from plasmastream import ObjectID
+from plasmastream.cli import _objects
 from tests.cli.processes import Node, command_line, get_object, put_object, run, run_here
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -48,6 +50,20 @@ def test_what_cannot_be_put(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(33 << 20))
     run("put", tmp_path / "large").fails(1, f"plasmastream: {tmp_path / 'large'}: object ", "capacity")
     run_here("put").fails(2, "FILE")
+
+
+def test_a_file_that_changes_while_it_is_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_and_change(file: BinaryIO, memory: memoryview) -> int:
+        nbytes = read(file, memory)
+        os.utime(tmp_path / "file", (0, 0))
+        return nbytes
+
+    (tmp_path / "file").write_bytes(b"some")
+    read = _objects._read_into
+    monkeypatch.setattr(_objects, "_read_into", read_and_change)
+    object_id = str(ObjectID.random())
+    run_here("put", str(tmp_path / "file"), "--id", object_id).fails(1, str(tmp_path / "file"), object_id, "changed")
+    run_here("get", object_id).fails(1, object_id)
 
 
 def test_what_was_put_before_a_failure_is_told(tmp_path: Path) -> None:

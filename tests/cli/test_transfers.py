@@ -48,7 +48,7 @@ def test_fetches_that_fail(here: Node, there: Node) -> None:
     assert get_object(here.socket, held) is None
     dead = run("copy", dead_address(), missing, more, "-s", there.socket)
     dead.fails(3, f"{missing} and 1 more", "refused", "see that")
-    run_here("copy", here.address, missing, missing, "-s", there.socket).fails(2, "twice")
+    run_here("copy", here.address, missing, missing, "-s", there.socket).fails(2, missing, "twice")
     run_here("copy", "no-such-host.invalid", held).fails(3, "no-such-host.invalid")
     for bad in ("[::1:5", "::1", "host:0", "host:70000", "host:x", ":5", ""):
         run_here("copy", bad, held).fails(2, repr(bad))
@@ -180,7 +180,9 @@ def test_syncs_that_make_no_sense(here: Node, there: Node) -> None:
     run_here(*server, "MOVE", here.address, object_id).fails(2, "'MOVE'")
     run_here(*server, "COPY", here.address).fails(2, "COPY|TAKE HOST:PORT ID")
     run_here(*server, "COPY", here.address, "abc").fails(2, "'abc'")
-    run_here(*server, "COPY", here.address, object_id, "TAKE", here.address, object_id).fails(2, "twice")
+    run_here(*server, "COPY", here.address, object_id, "TAKE", here.address, object_id).fails(2, object_id, "twice")
+    twice = f"COPY {here.address} {object_id}\n\nTAKE {here.address} {object_id}\n"
+    run(*server, stdin=twice.encode()).fails(2, f"line 3: object {object_id}", "twice (first in line 1)")
     run(*server, stdin=f"\ncopy {here.address} xyz\n".encode()).fails(2, "line 2", "'xyz'")
     run_here(*server, "COPY", "no-such-host.invalid", object_id).fails(3, "no-such-host.invalid")
     dead = dead_address()

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from plasmastream import ObjectID
+from plasmastream import LocalProtocolError, ObjectID
 from plasmastream.peer import Outcome, PeerRequest, PeerTimeouts, TransferKind
 from plasmastream.store import Lease, Leases
 from plasmastream.testing import CallFault
@@ -21,6 +21,15 @@ A_MOMENT = 0.001
 
 def request_of(objects: Objects) -> PeerRequest:
     return PeerRequest(TransferKind.COPY, FAR, PORT, tuple(objects))
+
+
+async def test_an_object_that_is_named_twice_is_named(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        first, second, *_ = OBJECTS
+        for named in ([[first, second], [second]], [[first, second, second]]):
+            requests = [PeerRequest(TransferKind.COPY, FAR, PORT, tuple(object_ids)) for object_ids in named]
+            with pytest.raises(LocalProtocolError, match=f"names object {second} twice"):
+                await world.client().sync_each(requests)
 
 
 class SlowFar:

@@ -101,7 +101,8 @@ async def test_what_is_there_is_compared_on_demand() -> None:
                 for changed in (data + b"x", data[1:] + b"x", b"x" + data[1:]):
                     assert await compare(changed, meta) == Outcome.DIFFERENT
                 assert await compare(data, meta[1:] + b"x") == Outcome.DIFFERENT
-            assert await _compare(client, ObjectID.from_name("missing"), b"x", b"") == Outcome.NOT_FOUND
+            missing = await client.compare(NewObject(ObjectID.from_name("missing"), b"x"))
+            assert (missing.outcome, missing.reason) == (Outcome.NOT_FOUND, "there is no object of this id")
         for status in await store.inspect():
             assert status.holder_count == 0
 
@@ -113,17 +114,23 @@ class ScriptedChannel:
 
     def __init__(self, *answers: Sequence[Event | Message]) -> None:
         self._answers = [list(answer) for answer in answers]
+        self._answer: list[Event | Message] = []
+        self._is_idle = True
 
     async def send(self, request: Message) -> None:
-        """Forget what was said last."""
+        """Ask, when the last answer has come to its end."""
+        assert self._is_idle, f"{request} in the midst of an answer"
         self._answer = self._answers.pop(0) if self._answers else []
+        self._is_idle = False
 
     async def answer(self) -> Event | Message | None:
         """What comes next."""
+        self._is_idle = not self._answer
         return self._answer.pop(0) if self._answer else None
 
 
 DESCRIBED = ObjectDescribed(index=0, data_size=3, metadata=b"", handle=7)
+STORE_GONE = Outcomes(0, Outcome.STORE_ERROR, "the store is gone", (0,))
 
 
 def comparison_with(answers: Sequence[Sequence[Event | Message]]) -> Comparison:
@@ -141,6 +148,7 @@ def comparison_with(answers: Sequence[Sequence[Event | Message]]) -> Comparison:
         ([[DESCRIBED], [Outcomes(0, Outcome.EXPIRED, "", (0,))]], Outcome.EXPIRED),
         ([[DESCRIBED], [ChunkSummed(0, 0, 3, xxh3_64_intdigest(b"abc"))], [Progress()]], Outcome.PRESENT),
         ([[DESCRIBED], [ChunkSummed(0, 0, 3, 0)]], Outcome.DIFFERENT),
+        ([[DESCRIBED], [ChunkSummed(0, 0, 2, xxh3_64_intdigest(b"ab")), STORE_GONE, Progress()]], Outcome.STORE_ERROR),
     ],
 )
 async def test_what_a_comparison_may_be_answered(answers: list[list[Event | Message]], outcome: Outcome) -> None:
@@ -155,6 +163,9 @@ async def test_what_a_comparison_may_be_answered(answers: list[list[Event | Mess
         [[DESCRIBED], [ChunkSummed(1, 0, 3, 0)]],
         [[DESCRIBED], [DESCRIBED]],
         [[ChunkSummed(0, 0, 3, 0)]],
+        [[Outcomes(0, Outcome.PRESENT, "", (0,))]],
+        [[Outcomes(0, Outcome.NOT_FOUND, "", (1,))]],
+        [[DESCRIBED], [Outcomes(0, Outcome.DONE, "", (0,))]],
     ],
 )
 async def test_what_a_comparison_must_not_be_answered(answers: list[list[Event | Message]]) -> None:
@@ -206,6 +217,21 @@ async def test_a_file_that_is_shorter_than_was_said(tmp_path: Path, size: int) -
             with pytest.raises(PlasmastreamError, match=rf"{news[0].object_id} became shorter: 10 of {size:,} bytes"):
                 await client.put(news)
             assert not len(store.core.table)  # nor is anything begun
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("offset", [0, 1 << 22])
+async def test_a_file_that_changes_or_grows_while_it_is_put(tmp_path: Path, which: int, offset: int) -> None:
+    def change(objects: int, nbytes: int) -> None:
+        os.pwrite(changed.descriptor, b"x", offset)
+
+    with EmbeddedStore(CAPACITY) as store, files_of(tmp_path, [bytes(3_000_000), b"small"]) as news:
+        changed = news[which]
+        os.utime(changed.descriptor, (0, 0))  # a change within the same tick of the clock would not show
+        async with serving(store) as server, PeerClient(*server.address) as client:
+            with pytest.raises(PlasmastreamError, match=f"{changed.object_id} changed while it was read"):
+                await client.put(news, on_progress=change)
+        assert changed.object_id not in contents(store)
 
 
 async def test_requests_that_fail_as_a_whole_name_their_objects() -> None:

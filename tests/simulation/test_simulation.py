@@ -14,7 +14,7 @@ from plasmastream.peer import PeerTimeouts, TransferKind
 from plasmastream.peer._dispatcher import Claims
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._version1 import Version1Client
-from plasmastream.store import EmbeddedStore, Lease
+from plasmastream.store import EmbeddedStore, Lease, Leases
 from plasmastream.testing import MemoryTransport
 from tests.peer.helpers import contents, fill
 from tests.simulation import campaign
@@ -145,13 +145,13 @@ def test_claims_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_leases_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = []
+    kept: list[memoryview] = []
 
-    def release(self: Lease, release: Callable[[Lease], None] = Lease.release) -> None:
-        kept.append(self.data[:])
+    def release(self: Leases[Lease], release: Callable[[Leases[Lease]], None] = Leases.release) -> None:
+        kept.extend(lease.data[:] for lease in self)
         release(self)
 
-    monkeypatch.setattr(Lease, "release", release)
+    monkeypatch.setattr(Leases, "release", release)
     first_failure(range(20), match="held")
     kept.clear()
 
