@@ -8,9 +8,11 @@ otherwise, stores them.
 
 import contextlib
 import json
+import mmap
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,7 @@ VERSIONS = {VERSION_1: 1, VERSION_2: 2}
 IPERF = "`iperf3`"
 FLOOR = "bare `sendfile` and `recv_into`"
 DISCARDING = "bare `send` and `recv_into`, nothing stored"
+TOUCHING = "new memory written to once, nothing else"
 FLIGHT = "Arrow Flight"
 FLIGHT_EACH = "Arrow Flight, a DoGet for each"
 GRPC = "gRPC streaming"
@@ -43,6 +46,7 @@ _MEMORY = 1200 << 20
 _SOURCE_MEMORY = 4 << 30  # a server holds a quarter of it for one peer, and a GiB is fetched in one request
 _GIB = 1 << 30
 _LATENCIES = 300
+_ZEROS = bytes(1 << 20)
 
 
 @contextlib.contextmanager
@@ -100,7 +104,7 @@ def contests() -> Iterator[Sequence[Contest]]:
                 1,
                 _GIB,
                 [at_least(0.5, IPERF)],
-                streams,
+                (*streams, TOUCHING),
                 in_bytes=True,
                 into_fresh=True,
             ),
@@ -145,7 +149,7 @@ def contests() -> Iterator[Sequence[Contest]]:
 
 def _rivals(stack: contextlib.ExitStack) -> tuple[Mapping[str, Callable[[int, int], float]], Mapping[str, str]]:
     """What each rival that is here needs for so many objects of so many bytes, in seconds; and who is not here."""
-    found: dict[str, Callable[[int, int], float]] = {}
+    found: dict[str, Callable[[int, int], float]] = {TOUCHING: _touch}
     missing: dict[str, str] = {}
     here = Path(sys.executable)
     for name, module, python in (
@@ -170,6 +174,15 @@ def _rivals(stack: contextlib.ExitStack) -> tuple[Mapping[str, Callable[[int, in
         wait_for_port(port, stack.enter_context(process(["iperf3", "--server", "--port", str(port)])))
         found[IPERF] = partial(_iperf, port)
     return found, missing
+
+
+def _touch(count: int, size: int) -> float:
+    """What the kernel alone takes for memory that nobody has used yet: it clears each page."""
+    with mmap.mmap(-1, count * size) as memory:
+        began = time.perf_counter()
+        for at in range(0, len(memory), len(_ZEROS)):
+            memory[at : at + len(_ZEROS)] = _ZEROS
+        return time.perf_counter() - began
 
 
 def _turn(rival: Callable[[int, int], float], count: int, size: int, amount: float) -> Turn:

@@ -44,6 +44,11 @@ Ticket: TypeAlias = int | bytes
 class Keeper(Protocol):
     """Who holds objects for leases."""
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether all holds have ended, because the connection to the store broke."""
+        ...
+
     def shown(self, index: int) -> Shown:
         """The memory that a place names, of an object that is not empty."""
         ...
@@ -136,7 +141,14 @@ class Lease:
     @property
     def file(self) -> FileSlice:
         """Where the data lies in its file."""
-        return FileSlice(self._keeper.shown(self._place[0]).fd, self._place[1]) if self.size else FileSlice(-1, 0)
+        if not self.size or self._look is _OVER:
+            return FileSlice(-1, 0)
+        return FileSlice(self._keeper.shown(self._place[0]).fd, self._place[1])
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the hold lasts. That the store is gone, or is another one by now, shows after the next call to it."""
+        return self._look is not _OVER and not self._keeper.is_lost
 
     def release(self) -> None:
         """Let go of the object, as far as this lease is concerned. May be called again. Never blocks."""
@@ -148,7 +160,8 @@ class Lease:
             else:
                 self._look.close()
             self._look = _OVER
-        self._keeper.released()
+        keeper, self._keeper = self._keeper, _NOBODY  # whose memory is not to last because of us
+        keeper.released()
 
     def _begin_look(self) -> _Look:
         with _changing:
@@ -204,7 +217,7 @@ class Leases(list[_LeaseT]):
             for keeper, given_back in tickets.items():
                 keeper.give_back(given_back)
             for lease in over:
-                lease._look = _OVER
+                lease._look, lease._keeper = _OVER, _NOBODY
         for keeper in tickets:
             keeper.released()
 
@@ -225,6 +238,8 @@ _NOTHING.release()  # whoever looks into a released lease is told so
 class _Nobody:
     """Holds nothing, and is told of nothing."""
 
+    is_lost = True
+
     def shown(self, index: int) -> Shown:
         raise IndexError(index)
 
@@ -235,7 +250,8 @@ class _Nobody:
         pass
 
 
-_OVER = _Look(_NO_MEMORY, (0, 0, 0, 0), _End(_Nobody(), 0))
+_NOBODY = _Nobody()
+_OVER = _Look(_NO_MEMORY, (0, 0, 0, 0), _End(_NOBODY, 0))
 """What a lease looks at that was released."""
 _OVER.data = _OVER.metadata = _NOTHING
 

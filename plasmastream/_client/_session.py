@@ -96,6 +96,11 @@ class Session(Generic[_ConnectionT]):
         self._let_go: list[ObjectID] = []
         self._lingering: Lingering | None = None  # where it was closed and something is still held
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the store has let go of all, because the connection broke."""
+        return bool(self.connection.broken) and self._lingering is None
+
     def unknown(self, object_ids: Iterable[ObjectID]) -> tuple[ObjectID, ...]:
         """Those that the store does not hold for us, each once."""
         distinct = dict.fromkeys(object_ids)

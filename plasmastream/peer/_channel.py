@@ -110,7 +110,8 @@ class Channel:
     def _stalled(self) -> PeerStalledError:
         now = anyio.current_time()
         late = self.connection.late(now) or Lateness.SILENT
-        seconds = self.patience.stall if late is Lateness.SLOW else now - self.connection.last_progress
+        as_a_whole = {Lateness.SLOW: self.patience.stall, Lateness.HELLO: self.patience.hello}
+        seconds = as_a_whole.get(late, now - self.connection.last_progress)
         return PeerStalledError(f"{self.peer} {late.value} for {seconds:.3g} s")
 
     def close(self) -> None:
@@ -137,7 +138,7 @@ class ClientChannel(Channel):
             NoAnswerError: the other side ended the connection without a word, as version 1 does.
             RefusedError: it has no place for this connection.
             PeerError: it does not answer in time, or the connection broke.
-            RemoteProtocolError: it broke the protocol.
+            RemoteProtocolError: it broke the protocol, or speaks another one.
         """
         connection = ClientConnection(hello, anyio.current_time(), limits=limits, patience=patience)
         channel = cls(connection, transport, patience)
@@ -145,7 +146,10 @@ class ClientChannel(Channel):
             connection.greet()
             await channel.flush()
             event = await channel.next_event()
-        except PeerError as error:
+        except (PeerError, RemoteProtocolError) as error:
+            if connection.is_with_stranger:
+                words = f"{channel.peer} does not answer in the protocol of plasmastream: is this the right port?"
+                raise RemoteProtocolError(words) from error
             if channel.received or isinstance(error, PeerStalledError):
                 raise
             raise NoAnswerError(str(error)) from error

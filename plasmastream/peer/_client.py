@@ -3,15 +3,17 @@
 It speaks version 2 of the protocol, and version 1 with servers that know no other.
 """
 
+import math
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import anyio
+import attrs
 
 from plasmastream import __version__
 from plasmastream._errors import LocalProtocolError, PeerError, RemoteProtocolError, StoreError, TransferError
@@ -26,8 +28,8 @@ from plasmastream.peer._put_client import Upload
 from plasmastream.peer._results import Result, check_results, naming_objects, outcome_of, status_of
 from plasmastream.peer._sync_client import SyncCall, SyncProgress
 from plasmastream.peer._timeouts import PeerTimeouts
-from plasmastream.peer._transport import DEFAULT_PORT, Connect, connect, format_address
-from plasmastream.peer._version1 import Version1Client
+from plasmastream.peer._transport import DEFAULT_PORT, Connect, UnreachableError, connect, format_address
+from plasmastream.peer._version1 import NotOldError, Version1Client
 from plasmastream.store._object_store import NewObject, ObjectStore
 from plasmastream.wire.plasma import ObjectInfo
 from plasmastream.wire.stream import PeerRequest, Status, TransferKind, describe_status
@@ -43,6 +45,8 @@ from plasmastream.wire.stream.v2 import (
     encoding_of,
     known_encodings,
 )
+
+_T = TypeVar("_T")
 
 _MOST_LISTED = 1 << 24
 DEFAULT_MAX_BYTES = 256 << 20
@@ -97,7 +101,8 @@ class PeerClient:
             may_fall_back=version is None,
         )
         self._lanes = Lanes(host, port, connect, introduction)
-        self._version1 = Version1Client(host, port, timeouts=self._timeouts, connect=connect)
+        witness = self._lanes if version is None else None
+        self._version1 = Version1Client(host, port, timeouts=self._timeouts, connect=connect, witness=witness)
 
     async def fetch(
         self,
@@ -141,7 +146,8 @@ class PeerClient:
         budget = budget or Budget(max_bytes)
         for first in range(0, len(object_ids), self._limits.max_objects):
             batch = object_ids[first : first + self._limits.max_objects]
-            fetch = Fetch(
+            make_fetch = partial(
+                Fetch,
                 self._lanes,
                 store,
                 take=kind is TransferKind.TAKE,
@@ -154,12 +160,15 @@ class PeerClient:
                 is_claimed=is_claimed,
                 turn=turn,
             )
+            fetch_by_version_1 = partial(
+                self._fetch_by_version_1, kind, batch, store, persistence.deadline, on_progress
+            )
             try:
-                if self._version == 1:
-                    raise OldPeerError("version 1 was asked for")
-                results += await fetch.run()
-            except OldPeerError:
-                results += await self._fetch_by_version_1(kind, batch, store, persistence.deadline, on_progress)
+                results += await self._by_either_version(
+                    lambda: make_fetch().run(), fetch_by_version_1, persistence  # noqa: B023
+                )
+            except UnreachableError as error:
+                results += [_result(object_id, error) for object_id in batch]
         return results
 
     async def copy(
@@ -229,6 +238,7 @@ class PeerClient:
             encoding=encoding_of(compression),
             limits=self._limits,
             report=on_progress or _NOTHING,
+            prove=self._version1.connect,
         )
         return await upload.run()
 
@@ -244,7 +254,7 @@ class PeerClient:
             PlasmastreamError: a file became shorter.
         """
         with naming_objects([new.object_id]):
-            async with self._lanes.channel(Lane.LARGE) as channel:
+            async with self._lanes.channel(Lane.LARGE, self._version1.connect) as channel:
                 persistence = Persistence(self._timeouts.retry, None)
                 return await Comparison(channel, new.object_id, content_of(new), persistence).run()
 
@@ -297,16 +307,43 @@ class PeerClient:
         _check_distinct(_ids_of(peer_requests), "a SYNC")
         call = SyncCall(peer_requests, timeout, detach, max_bytes, encoding_of(compression), on_progress)
         with naming_objects(_ids_of(peer_requests)):
-            try:
-                return await self._sync(call)
-            except OldPeerError:
-                statuses = await self._version1.sync(peer_requests, timeout=timeout)
-                return tuple(map(_results_of_version_1, peer_requests, statuses))
+            outcomes = await self._sync(call)
+        if isinstance(outcomes, _Statuses):
+            return tuple(map(_results_of_version_1, peer_requests, outcomes.statuses))
+        return outcomes
 
-    async def _sync(self, call: SyncCall) -> tuple[tuple[Result, ...], ...]:
-        if self._version == 1:
-            raise OldPeerError("version 1 was asked for")
-        return await call.run(self._lanes, Persistence(self._timeouts.retry, call.timeout))
+    async def _sync(self, call: SyncCall) -> "tuple[tuple[Result, ...], ...] | _Statuses":
+        persistence = Persistence(self._timeouts.retry, call.timeout)
+
+        async def sync_by_version_1() -> _Statuses:
+            return _Statuses(await self._version1.sync(call.peer_requests, timeout=call.timeout))
+
+        return await self._by_either_version(
+            lambda: call.run(self._lanes, persistence), sync_by_version_1, persistence
+        )
+
+    async def _by_either_version(
+        self, by_version_2: Callable[[], Awaitable[_T]], by_version_1: Callable[[], Awaitable[_T]], again: Persistence
+    ) -> _T:
+        """Do something by version 2; by version 1, where the peer proves that it knows no other.
+
+        Raises:
+            UnreachableError: it does not answer in version 1 either, nor later on, if there is time.
+        """
+        while True:
+            try:
+                if self._version != 1:
+                    return await by_version_2()
+            except OldPeerError:
+                pass
+            try:
+                return await by_version_1()
+            except NotOldError as error:
+                again.failed(error)
+            except UnreachableError as error:
+                again.failed(error)
+                if again.deadline == math.inf or not await again.pause():
+                    raise
 
     async def sync(self, peer_requests: Sequence[PeerRequest], *, timeout: float | None = None) -> tuple[int, ...]:
         """Do what `sync_each` does, with one status byte of version 1 for each peer request.
@@ -315,10 +352,8 @@ class PeerClient:
             A status byte for each peer request, in order: see `plasmastream.wire.stream.Status`.
         """
         with naming_objects(_ids_of(peer_requests)):
-            try:
-                return tuple(map(status_of, await self._sync(SyncCall(peer_requests, timeout))))
-            except OldPeerError:
-                return await self._version1.sync(peer_requests, timeout=timeout)
+            outcomes = await self._sync(SyncCall(peer_requests, timeout))
+        return outcomes.statuses if isinstance(outcomes, _Statuses) else tuple(map(status_of, outcomes))
 
     async def connect(self) -> None:
         """Make sure that the peer can be reached.
@@ -328,7 +363,7 @@ class PeerClient:
         """
         try:
             if self._version != 1:
-                async with self._lanes.channel(Lane.SMALL):
+                async with self._lanes.channel(Lane.SMALL, self._version1.connect):
                     return
         except OldPeerError:
             pass
@@ -363,6 +398,8 @@ class PeerClient:
         with anyio.CancelScope(deadline=deadline):
             try:
                 await fetch(object_ids, store, on_progress=on_progress)
+            except (NotOldError, UnreachableError):
+                raise
             except (PeerError, RemoteProtocolError, StoreError) as error:
                 return [_result(object_id, error) for object_id in object_ids]
             return [Result(object_id, Outcome.DONE) for object_id in object_ids]
@@ -371,7 +408,7 @@ class PeerClient:
 
     async def _list(self, request: Stat | ListObjects) -> list[ObjectInfo]:
         found: list[ObjectInfo] = []
-        async with self._lanes.channel(Lane.SMALL) as channel:
+        async with self._lanes.channel(Lane.SMALL, self._version1.connect) as channel:
             await channel.send(request)
             while (event := await channel.answer()) is not None:
                 if isinstance(event, Listed) and len(found) < _MOST_LISTED:
@@ -404,6 +441,13 @@ async def open_peer(
     async with PeerClient(host, port, timeouts=timeouts, limits=limits, version=version) as client:
         await client.connect()
         yield client
+
+
+@attrs.frozen
+class _Statuses:
+    """What became of the peer requests of a SYNC, by version 1."""
+
+    statuses: tuple[int, ...]
 
 
 def _ids_of(peer_requests: Sequence[PeerRequest]) -> list[ObjectID]:

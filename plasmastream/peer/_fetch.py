@@ -30,7 +30,7 @@ from plasmastream.peer._channel import ClientChannel
 from plasmastream.peer._incoming import Incoming, Ranges, outcome_of_failed_put, put_small
 from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
 from plasmastream.peer._persistence import Persistence
-from plasmastream.peer._reliance import doubts
+from plasmastream.peer._reliance import doubts, losses
 from plasmastream.peer._results import RefusedError, Result, outcome_of
 from plasmastream.peer._turns import release_all
 from plasmastream.peer._wanted import Piece, Wanted, piece_of, shares
@@ -229,8 +229,12 @@ class Fetch:
 
     def _hinder(self, wanted: Wanted, outcome: int, reason: str) -> None:
         """Note what stands in the way of an object now; it is final where it cannot pass."""
-        wanted.obstacle = outcome, reason
         known = Outcome.known(outcome)
+        if known is not None and known.is_success:
+            raise RemoteProtocolError(
+                f"{self._lanes} says {known.name} of object {wanted.object_id}, without sending it"
+            )
+        wanted.obstacle = outcome, reason
         if known is None or not known.may_pass:
             self._finish(wanted, outcome, reason)
         elif outcome == Outcome.EXPIRED:
@@ -269,6 +273,7 @@ class Fetch:
             return wanted
 
         ids = tuple(wanted.object_id for wanted in batch)
+        is_damaged = False
         self._has_opened = True
         await channel.send(Open(self._token, self._take, self._encoding, ids))
         while (event := await channel.answer()) is not None:
@@ -281,15 +286,18 @@ class Fetch:
                     named = [answered(index) for index in event.indexes]
                     if event.outcome == Outcome.NOT_FOUND:
                         await self._find_present([wanted for wanted in named if wanted.lease is None])
+                        await self._arrive([wanted for wanted in named if wanted.lease is not None])
+                        named = [wanted for wanted in named if wanted.lease is None]
                     for wanted in named:
-                        if wanted.lease is not None and event.outcome == Outcome.NOT_FOUND:
-                            self._succeed(wanted)  # it has gone there, and is here
-                        else:
-                            self._hinder(wanted, event.outcome, event.reason)
+                        self._hinder(wanted, event.outcome, event.reason)
                 case _:
+                    is_damaged = is_damaged or isinstance(event, RunDamaged)
                     self._wait_on(event, RunDamaged)
         for wanted in unanswered.values():
-            self._note_damage(wanted, -1)
+            if is_damaged:
+                self._note_damage(wanted, -1)
+            else:
+                self._finish(wanted, Outcome.REFUSED, f"{channel.peer} did not answer for it")
 
     async def _take_run(self, run: Sequence[tuple[Wanted, memoryview, memoryview]]) -> None:
         news = []
@@ -518,39 +526,51 @@ class Fetch:
     # Drop and close
 
     async def _drop_all(self) -> None:
-        sealed = await self._reliable(
-            [
-                wanted
-                for wanted in self._unfinished
-                if wanted.is_open and wanted.lease is not None and not wanted.unchecked
-            ]
-        )
+        sealed = [
+            wanted
+            for wanted in self._unfinished
+            if wanted.is_open and wanted.lease is not None and not wanted.unchecked
+        ]
         for first in range(0, len(sealed), _OPEN_AT_ONCE):
-            batch = sealed[first : first + _OPEN_AT_ONCE]
             async with self._lanes.channel(Lane.SMALL) as channel:
-                await channel.send(Drop(self._token, tuple(wanted.object_id for wanted in batch)))
-                while (event := await channel.answer()) is not None:
-                    if not isinstance(event, Outcomes):
-                        self._wait_on(event)
-                        continue
-                    for index in event.indexes:
-                        if index >= len(batch):
-                            raise RemoteProtocolError(f"{channel.peer} answered for object {index} of {len(batch)}")
-                        wanted = batch[index]
-                        if event.outcome in (Outcome.DONE, Outcome.NOT_FOUND):
-                            wanted.is_open = False
-                            self._persistence.progressed()
-                            self._succeed(wanted)
-                        else:
-                            self._hinder(wanted, event.outcome, event.reason)
+                # Right before the request, and before each repetition: a connection may have taken long to come about.
+                batch = await self._reliable(sealed[first : first + _OPEN_AT_ONCE])
+                if batch:
+                    await self._drop(channel, batch)
+
+    async def _drop(self, channel: ClientChannel, batch: Sequence[Wanted]) -> None:
+        await channel.send(Drop(self._token, tuple(wanted.object_id for wanted in batch)))
+        while (event := await channel.answer()) is not None:
+            if not isinstance(event, Outcomes):
+                self._wait_on(event)
+                continue
+            if any(index >= len(batch) for index in event.indexes):
+                raise RemoteProtocolError(f"{channel.peer} answered for object {max(event.indexes)} of {len(batch)}")
+            named = [batch[index] for index in event.indexes]
+            if event.outcome in (Outcome.DONE, Outcome.NOT_FOUND):
+                for wanted in named:
+                    wanted.is_open = False
+                self._persistence.progressed()
+                await self._arrive(named)
+            else:
+                for wanted in named:
+                    self._hinder(wanted, event.outcome, event.reason)
 
     async def _reliable(self, sealed: Sequence[Wanted]) -> list[Wanted]:
         """Those whose copy here is a reason to delete the source's."""
-        present = [wanted for wanted in sealed if wanted.was_present]
-        if present:
-            for wanted, outcome, reason in await doubts(present, self._store, self._is_claimed):
-                self._hinder(wanted, outcome, reason)
+        for wanted, outcome, reason in await doubts(sealed, self._store, self._is_claimed):
+            self._hinder(wanted, outcome, reason)
         return [wanted for wanted in sealed if wanted.result is None and wanted.object_id not in self._hindered]
+
+    async def _arrive(self, gone: Sequence[Wanted]) -> None:
+        """Conclude with objects that we hold, and that the source does not have any more."""
+        if not gone:
+            return
+        for wanted, outcome, reason in await losses(gone, self._store):
+            self._finish(wanted, outcome, reason)
+        for wanted in gone:
+            if wanted.result is None:
+                self._succeed(wanted)
 
     async def _close_finished(self) -> None:
         """Have the source let go of what is done with, where more is to come; in the end all of it is."""

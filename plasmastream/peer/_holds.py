@@ -141,12 +141,12 @@ class Holds:
 
     # Objects
 
-    async def make_room(self, hold: Hold, nbytes: int) -> bool:
-        """Whether so many bytes more may be held for this peer; one object always may.
+    async def make_room(self, hold: Hold, nbytes: int, announced: int = 0) -> bool:
+        """Whether so many bytes more may be held for this peer, beside those `announced`; one object always may.
 
         Tokens that the peer has left behind give way, the oldest first.
         """
-        while not self._has_room(hold, nbytes):
+        while not self._has_room(hold, nbytes, announced):
             left = self._left_behind(hold.peer)
             if not left:
                 return False
@@ -166,8 +166,8 @@ class Holds:
     def _left_behind(self, peer: str) -> list[Hold]:
         return [hold for hold in self._holds.values() if hold.peer == peer and hold.unused is not None]
 
-    def _has_room(self, hold: Hold, nbytes: int) -> bool:
-        held = self._bytes[hold.peer]
+    def _has_room(self, hold: Hold, nbytes: int, announced: int) -> bool:
+        held = self._bytes[hold.peer] + announced
         return self._objects[hold.peer] < _MOST_OBJECTS and (not held or held + nbytes <= self._most_bytes)
 
     def keep(self, hold: Hold, lease: Lease) -> int:
@@ -175,6 +175,7 @@ class Holds:
         object_id = lease.object_id
         handle = int.from_bytes(os.urandom(8), "little") or 1
         hold.leases[object_id] = lease
+        hold.dropped.discard(object_id)  # that was another object of this id
         hold.handles[handle], hold.handle_of[object_id] = object_id, handle
         self._objects[hold.peer] += 1
         self._bytes[hold.peer] += lease.size

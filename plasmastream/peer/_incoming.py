@@ -13,7 +13,7 @@ from plasmastream.peer._results import outcome_of
 from plasmastream.peer._turns import parts
 from plasmastream.store._object_store import Lease, NewObject, ObjectStore, UnsealedObject
 from plasmastream.wire.plasma import NO_DIGEST
-from plasmastream.wire.stream.v2 import Outcome, describe_outcome
+from plasmastream.wire.stream.v2 import Outcome, Sizes, describe_outcome
 
 _PUT_AT_ONCE = 128
 """Small objects that a store takes before it has its next turn."""
@@ -83,6 +83,11 @@ class Incoming:
         self._unsealed: UnsealedObject | None = None
         self._stack = AsyncExitStack()
         self._beginning = anyio.Lock(fast_acquire=True)
+
+    @property
+    def sizes(self) -> Sizes:
+        """Bytes of its data, and of its metadata."""
+        return Sizes(self.data_size, len(self.metadata))
 
     @property
     def size(self) -> int:

@@ -7,9 +7,10 @@ in order. Which version the peer speaks is found out here, by the first connecti
 import logging
 import math
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
+from typing import TypeAlias
 
 import anyio
 import attrs
@@ -18,13 +19,15 @@ from plasmastream._errors import LocalProtocolError, PeerError
 from plasmastream.peer._channel import ClientChannel, NoAnswerError
 from plasmastream.peer._results import RefusedError
 from plasmastream.peer._transport import Connect, PeerStalledError, UnreachableError, format_address
+from plasmastream.peer._version1 import NotOldError
 from plasmastream.wire.stream.v2 import DamagedError, Hello, Limits, Outcome, Patience
 
 _log = logging.getLogger(__name__)
 
-# Version 1 verifies nothing, so chance must not lead to it for long.
-_SILENCES_OF_VERSION_1 = 3
-_VERSION_1_FOR = 60.0
+_VERSION_1_FOR = 600.0
+
+Prove: TypeAlias = Callable[[], Awaitable[None]]
+"""Has a peer prove that it speaks version 1 alone, and raises a PeerError where it does not."""
 
 
 class Lane(Enum):
@@ -36,7 +39,7 @@ class Lane(Enum):
 
 
 class OldPeerError(PeerError):
-    """The peer speaks version 1 alone."""
+    """The peer seems to speak version 1 alone; `Lanes.is_old` says whether it has proven that."""
 
 
 @attrs.frozen
@@ -73,13 +76,22 @@ class Lanes:
         self._is_closed = False
         self._thread: int | None = None
         self._has_spoken_version_2 = False
-        self._silences = 0
         self._version_1_until = -math.inf
 
     @property
     def is_old(self) -> bool:
-        """Whether the peer is known to speak version 1 alone."""
+        """Whether the peer has proven lately that it speaks version 1 alone."""
         return anyio.current_time() < self._version_1_until
+
+    def note_old(self) -> None:
+        """The peer has proven that it speaks version 1 alone."""
+        if self._version_1_until == -math.inf:
+            _log.info("%s does not know version 2 of the protocol; version 1 is spoken with it", self)
+        self._version_1_until = anyio.current_time() + _VERSION_1_FOR
+
+    def note_not_old(self) -> None:
+        """The peer has shown that it knows version 2."""
+        self._has_spoken_version_2 = True
 
     @property
     def has_idle(self) -> bool:
@@ -92,19 +104,23 @@ class Lanes:
         return len(self._in_use)
 
     @asynccontextmanager
-    async def channel(self, lane: Lane) -> AsyncIterator[ClientChannel]:
+    async def channel(self, lane: Lane, prove: Prove | None = None) -> AsyncIterator[ClientChannel]:
         """A connection for one request after the other; it is broken off when the block ends within one.
+
+        Args:
+            lane: for which requests.
+            prove: has a peer that seems to be old prove it; without, `is_old` says whether it has.
 
         Raises:
             LocalProtocolError: another thread uses them.
-            OldPeerError: the peer speaks version 1 alone.
+            OldPeerError: the peer speaks version 1 alone, or seems to.
             UnreachableError: nobody answers there.
             RefusedError: the peer has no place for one more.
             PeerError: the connection broke.
         """
         self._check_thread()
         async with self._slots[lane]:
-            channel = self._reuse(lane) or await self._open()
+            channel = self._reuse(lane) or await self._open(prove)
             self._in_use.add(channel)
             try:
                 yield channel
@@ -146,7 +162,7 @@ class Lanes:
             channel.abort()  # the server has closed it, being idle for long
         return None
 
-    async def _open(self) -> ClientChannel:
+    async def _open(self, prove: Prove | None) -> ClientChannel:
         introduction = self._introduction
         if introduction.may_fall_back and self.is_old:
             raise OldPeerError(f"{self} speaks version 1")
@@ -159,7 +175,11 @@ class Lanes:
             transport.abort()
             if self._has_spoken_version_2 or not introduction.may_fall_back:
                 raise PeerError(f"{self} ended the connection before the greeting") from error
-            self._note_silence()
+            try:
+                if prove is not None:
+                    await prove()
+            except NotOldError:
+                return await self._open(prove)
             raise OldPeerError(f"{self} speaks version 1") from error
         except PeerStalledError as error:
             transport.abort()
@@ -176,14 +196,6 @@ class Lanes:
             channel.close()
             raise RefusedError(f"{self} is this server itself", Outcome.REFUSED)
         return channel
-
-    def _note_silence(self) -> None:
-        """A connection ended without an answer to the greeting. Few may do so by chance, and are not remembered."""
-        self._silences += 1
-        if self._silences == 1:
-            _log.info("%s does not seem to know version 2 of the protocol; version 1 is spoken with it", self)
-        if self._silences >= _SILENCES_OF_VERSION_1:
-            self._version_1_until = anyio.current_time() + _VERSION_1_FOR
 
     def __str__(self) -> str:
         return format_address((self._host, self._port))

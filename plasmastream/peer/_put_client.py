@@ -4,6 +4,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -12,13 +13,14 @@ import anyio.lowlevel
 from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError, RemoteProtocolError
 from plasmastream.peer._channel import ClientChannel, refusal
 from plasmastream.peer._contents import NewFile, content_of, stamp_of
-from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
+from plasmastream.peer._lanes import Lane, Lanes, OldPeerError, Prove
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._results import RefusedError, Result, outcome_of
 from plasmastream.peer._transport import PeerStalledError
 from plasmastream.store._object_store import NewObject
 from plasmastream.wire.stream.v2 import (
     TOKEN_SIZE,
+    Close,
     Encoding,
     End,
     Limits,
@@ -33,6 +35,7 @@ from plasmastream.wire.stream.v2 import (
 
 _AT_ONCE = 4096
 _SMALL_REQUEST = 1 << 20
+_ABANDON_WITHIN = 1.0
 
 
 class Upload:
@@ -45,6 +48,7 @@ class Upload:
         encoding: what payloads are encoded with.
         limits: sizes of chunks and runs.
         report: told of (objects, bytes) that have left; what is sent again is not told again.
+        prove: see `Lanes.channel`.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Upload:
         encoding: Encoding,
         limits: Limits,
         report: Callable[[int, int], None],
+        prove: Prove,
     ) -> None:
         self._lanes = lanes
         self._objects = objects
@@ -66,8 +71,10 @@ class Upload:
         self._encoding = encoding
         self._limits = limits
         self._report = report
+        self._prove = prove
         self._token = os.urandom(TOKEN_SIZE)
         self._moved = False
+        self._has_begun = False
         self._unsent: dict[int, int | None] = {}
         """The least bytes of each object that were ever left to send, from its turn on; None when it has left whole."""
 
@@ -82,21 +89,25 @@ class Upload:
             PlasmastreamError: a file has changed.
         """
         failure: PlasmastreamError | None = None
-        with anyio.CancelScope(deadline=self._persistence.deadline) as scope:
-            while left := [index for index, result in enumerate(self._results) if result is None]:
-                self._moved = False
-                try:
-                    await self._put(left[:_AT_ONCE])
-                    failure = None
-                except (PeerError, ProtocolError) as error:
-                    if isinstance(error, OldPeerError) and self._lanes.is_old:
-                        raise
-                    self._persistence.failed(error)
-                    failure = error
-                if self._moved and failure is None:
-                    continue
-                if not await self._may_go_on(failure):
-                    break
+        try:
+            with anyio.CancelScope(deadline=self._persistence.deadline) as scope:
+                while left := [index for index, result in enumerate(self._results) if result is None]:
+                    self._moved = False
+                    try:
+                        await self._put(left[:_AT_ONCE])
+                        failure = None
+                    except (PeerError, ProtocolError) as error:
+                        if isinstance(error, OldPeerError):
+                            raise
+                        self._persistence.failed(error)
+                        failure = error
+                    if self._moved and failure is None:
+                        continue
+                    if not await self._may_go_on(failure):
+                        break
+        finally:
+            if self._has_begun:
+                await self._abandon()
         is_late = scope.cancelled_caught
         return [result or self._give_up(index, failure, is_late) for index, result in enumerate(self._results)]
 
@@ -112,6 +123,14 @@ class Upload:
         how_far = f"{size - (self._unsent.get(index, size) or 0):,} of {size:,} bytes had left"
         stuck = f"{self._persistence.standstill}, with {self._lanes}"
         return Result(self._objects[index].object_id, outcome, "; ".join((*reasons, how_far, stuck)))
+
+    async def _abandon(self) -> None:
+        """Where this was broken off, have the server take back what is not whole: it would keep it for a while."""
+        with anyio.move_on_after(_ABANDON_WITHIN, shield=True), suppress(PeerError, ProtocolError):
+            async with self._lanes.channel(Lane.SMALL) as channel:
+                await channel.send(Close(self._token, ()))
+                while await channel.answer() is not None:
+                    pass
 
     async def _may_go_on(self, failure: PlasmastreamError | None) -> bool:
         if failure is None:
@@ -132,7 +151,9 @@ class Upload:
             self._unsent.setdefault(index, size.data + size.metadata)
         total = sum(size.data + size.metadata for size in sizes)
         ids = tuple(self._objects[index].object_id for index in batch)
-        async with self._lanes.channel(Lane.SMALL if total <= _SMALL_REQUEST else Lane.LARGE) as channel:
+        async with self._lanes.channel(Lane.SMALL if total <= _SMALL_REQUEST else Lane.LARGE, self._prove) as channel:
+            said: set[int] = set()
+            self._has_begun |= any(size.data + size.metadata > self._limits.small_size for size in sizes)
             await channel.send(Put(self._token, ids, sizes))
             while (event := await channel.answer()) is not None:
                 match event:
@@ -141,10 +162,16 @@ class Upload:
                         await self._send(channel, batch, event.ranges)
                     case Outcomes():
                         self._note(channel, batch, event)
+                        said.update(event.indexes)
                     case Progress():
                         self._persistence.check(self._lanes)
                     case _:
                         raise RemoteProtocolError(f"{channel.peer} answered a PUT with a {type(event).__name__}")
+            self._has_begun = False
+            for position, index in enumerate(batch):
+                if position not in said:
+                    reason = f"{channel.peer} ended the PUT, and did not say what became of it"
+                    self._obstacles[index] = Outcome.BROKEN_OFF, reason
 
     def _note(self, channel: ClientChannel, batch: Sequence[int], outcomes: Outcomes) -> None:
         for position in outcomes.indexes:

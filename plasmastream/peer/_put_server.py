@@ -1,4 +1,8 @@
-"""A PUT at the server: say what is wanted, take what comes, and say it again until all is here or given up."""
+"""A PUT at the server: say what is wanted, take what comes, and say it again until all is here or given up.
+
+Bytes of a large object are wanted only once it has its place in the store, where they go directly. A place needs the
+metadata: where there is some, the description alone is wanted first.
+"""
 
 import logging
 from collections import Counter, defaultdict
@@ -33,6 +37,7 @@ _log = logging.getLogger(__name__)
 _ATTEMPTS = 3
 _TOO_MUCH = "too much of this peer's is on its way here already"
 _WANTED_AT_ONCE = 16_384
+_PLACED_AT_ONCE = 64 << 20  # bytes: of many objects, each waits for its own without a place in the store
 
 
 class PutRequest:
@@ -47,6 +52,7 @@ class PutRequest:
         self._outcomes: dict[tuple[int, str], list[int]] = defaultdict(list)
         self._left = dict.fromkeys(range(len(request.object_ids)))  # in order, which sets have not
         self._attempts: Counter[int] = Counter()
+        self._room_timeout = services.room_timeout
         self._placed: Incoming | None = None
 
     async def answer(self) -> None:
@@ -57,23 +63,21 @@ class PutRequest:
             RemoteProtocolError: the client sent what nobody asked for.
             StoreError: the store is gone.
         """
-        await self._find_present()
+        await self._find_present(tuple(self._left))
         await self._refuse_too_large()
         await self._services.holds.supersede(self._hold, self._request.object_ids)
-        await self._refuse_what_has_no_room()
+        await self._forget_others()
         try:
-            while self._left:
-                ranges = self._wanted_ranges()
+            while ranges := (await self._wanted_ranges())[:_WANTED_AT_ONCE]:
                 await self._channel.send(Want(ranges))
                 await self._take_all()
-                await self._find_present()
                 await self._count_attempts(ranges)
         finally:
             self._channel.connection.discard_chunk()
         await self._channel.send_outcomes(self._outcomes)
 
-    async def _find_present(self) -> None:
-        for part in parts(tuple(self._left)):
+    async def _find_present(self, absent: Sequence[int]) -> None:
+        for part in parts(absent):
             ids = [self._request.object_ids[index] for index in part]
             present = await self._channel.patiently(partial(self._store.contains, ids), again=True)
             there = [index for index, is_there in zip(part, present, strict=True) if is_there]
@@ -102,15 +106,18 @@ class PutRequest:
                     await self._finish(index, Outcome.TOO_LARGE, reason)
             await trio.lowlevel.checkpoint()
 
-    async def _refuse_what_has_no_room(self) -> None:
-        """Say so before the bytes come: they could only be thrown away."""
+    async def _forget_others(self) -> None:
+        """Forget what this token was putting under the same ids, but in other sizes."""
         for part in parts(tuple(self._left)):
             for index in part:
-                size = self._size(index)
-                is_new = size > self._services.limits.small_size and self._incoming(index) is None
-                if is_new and not await self._services.holds.make_room(self._hold, size):
-                    await self._finish(index, Outcome.NO_ROOM, _TOO_MUCH)
+                incoming = self._incoming(index)
+                if incoming is not None and incoming.sizes != self._request.sizes[index]:
+                    await self._forget(incoming)
             await trio.lowlevel.checkpoint()
+
+    async def _forget(self, incoming: Incoming) -> None:
+        self._services.holds.forget_incoming(self._hold, incoming)
+        await incoming.abort()  # without effect where it was sealed
 
     async def _count_attempts(self, ranges: Sequence[Range]) -> None:
         """Give up what was wanted again and again, and has not come."""
@@ -118,6 +125,8 @@ class PutRequest:
         for part in parts(ranges):
             missing.update(wanted.what for wanted in part if wanted.what in self._left and self._is_missing(wanted))
             await trio.lowlevel.checkpoint()
+        await self._find_present([index for index in sorted(missing) if self._incoming(index) is None])
+        missing.intersection_update(self._left)
         self._attempts.update(missing)
         for index in sorted(index for index in missing if self._attempts[index] >= _ATTEMPTS):
             await self._finish(index, Outcome.DAMAGED)
@@ -126,17 +135,34 @@ class PutRequest:
         sizes = self._request.sizes[index]
         return sizes.data + sizes.metadata
 
-    def _wanted_ranges(self) -> tuple[Range, ...]:
-        """What is lacking, as far as one WANT should name it."""
+    async def _wanted_ranges(self) -> tuple[Range, ...]:
+        """What is lacking, as far as one WANT should name it; a range of no bytes asks for a description."""
         ranges: list[Range] = []
-        for index in self._left:
-            if len(ranges) >= _WANTED_AT_ONCE:
-                break
-            incoming = self._incoming(index)
-            whole = ((0, self._request.sizes[index].data),)
-            missing = tuple(incoming.missing) if incoming is not None and incoming.has_begun else whole
-            ranges += [Range(index, start, end - start) for start, end in missing]
-        return tuple(ranges[:_WANTED_AT_ONCE])
+        nbytes = announced = 0
+        for part in parts(tuple(self._left)):
+            for index in part:
+                if len(ranges) >= _WANTED_AT_ONCE or nbytes >= _PLACED_AT_ONCE:
+                    return tuple(ranges)
+                sizes, size = self._request.sizes[index], self._size(index)
+                if size <= self._services.limits.small_size:
+                    ranges.append(Range(index, 0, sizes.data))
+                    continue
+                if self._incoming(index) is None and sizes.metadata:
+                    if await self._has_room(index, announced):
+                        ranges.append(Range(index, 0, 0))
+                        announced += size
+                    elif ranges:
+                        return tuple(ranges)
+                    else:
+                        await self._finish(index, Outcome.NO_ROOM, _TOO_MUCH)
+                elif self._incoming(index) is None and not await self._find_place(index, b"", may_wait=not ranges):
+                    return tuple(ranges)
+                if (incoming := self._incoming(index)) is not None:
+                    missing = tuple(incoming.missing) or ((0, 0),)
+                    ranges += [Range(index, start, end - start) for start, end in missing]
+                nbytes += size
+            await trio.lowlevel.checkpoint()
+        return tuple(ranges)
 
     def _is_missing(self, wanted: Range) -> bool:
         incoming = self._incoming(wanted.what)
@@ -179,8 +205,7 @@ class PutRequest:
             self._outcomes[outcome, reason].append(index)
             incoming = self._incoming(index)
             if incoming is not None:
-                self._services.holds.forget_incoming(self._hold, incoming)
-                await incoming.abort()  # without effect where it was sealed
+                await self._forget(incoming)
 
     async def _take_description(self, described: ObjectDescribed) -> None:
         index = described.index
@@ -191,35 +216,43 @@ class PutRequest:
         incoming = self._incoming(index)
         if index not in self._left:
             return
-        if incoming is not None and (incoming.data_size, incoming.metadata) != (sizes.data, described.metadata):
-            self._services.holds.forget_incoming(self._hold, incoming)
-            await incoming.abort()
+        if incoming is not None and incoming.metadata != described.metadata:
+            await self._forget(incoming)
             incoming = None
         if incoming is None:
-            incoming = await self._begin(index, described)
+            await self._find_place(index, described.metadata, may_wait=True)
+            incoming = self._incoming(index)
         if incoming is not None and not incoming.missing:
             await self._seal(index, incoming)
 
-    async def _begin(self, index: int, described: ObjectDescribed) -> Incoming | None:
-        holds, size = self._services.holds, described.data_size + len(described.metadata)
-        if not await holds.make_room(self._hold, size):
-            await self._finish(index, Outcome.NO_ROOM, _TOO_MUCH)
-            return None
-        incoming = Incoming(self._request.object_ids[index], described.data_size, described.metadata)
+    async def _find_place(self, index: int, metadata: bytes, *, may_wait: bool) -> bool:
+        """Begin an object in the store, or finish it without. False where it may not wait for room, and has to."""
+        if not await self._has_room(index):
+            if may_wait:
+                await self._finish(index, Outcome.NO_ROOM, _TOO_MUCH)
+            return may_wait
+        incoming = Incoming(self._request.object_ids[index], self._request.sizes[index].data, metadata)
 
         async def begin() -> None:
-            await incoming.begin(self._store, self._services.room_timeout)
-            holds.keep_incoming(self._hold, incoming)  # at once: a cancel from here on finds it there
+            await incoming.begin(self._store, self._room_timeout if may_wait else 0.0)
+            self._services.holds.keep_incoming(self._hold, incoming)  # at once: a cancel from here on finds it there
 
         try:
             await self._channel.patiently(begin)
         except StoreError as error:
-            outcome = outcome_of_failed_put(error, size, self._store)
+            outcome = outcome_of_failed_put(error, incoming.size, self._store)
+            if outcome is Outcome.NO_ROOM:
+                if not may_wait:
+                    return False
+                self._room_timeout = 0.0  # one has waited for all
             if outcome is Outcome.BEING_WRITTEN:
-                await self._find_present()  # somebody has been faster
+                await self._find_present([index])  # somebody has been faster
             await self._finish(index, outcome, str(error))
-            return None
-        return incoming
+        return True
+
+    async def _has_room(self, index: int, announced: int = 0) -> bool:
+        """Whether an object may be held for this peer, beside so many bytes that are not held yet."""
+        return await self._services.holds.make_room(self._hold, self._size(index), announced)
 
     def _place_chunk(self, chunk: ChunkStarted) -> None:
         self._check_index(chunk.index)
@@ -237,10 +270,10 @@ class PutRequest:
 
     async def _take_chunk(self, chunk: ChunkEnded) -> None:
         incoming = self._placed
+        if incoming is None or incoming is not self._incoming(chunk.index):
+            return
         if not chunk.is_intact:
             self._note_damage("a chunk")
-            return
-        if incoming is None or incoming is not self._incoming(chunk.index):
             return
         incoming.missing.remove(chunk.offset, chunk.offset + chunk.length)
         if not incoming.missing:
@@ -267,6 +300,9 @@ class PutRequest:
             if (len(data), len(metadata)) != (sizes.data, sizes.metadata):
                 raise RemoteProtocolError(f"object {self._request.object_ids[index]} has other sizes than its PUT said")
             if index in self._left:
+                incoming = self._incoming(index)
+                if incoming is not None:  # to the client it is small
+                    await self._forget(incoming)
                 objects.append((index, NewObject(self._request.object_ids[index], data, metadata)))
         if not objects:
             return

@@ -36,6 +36,7 @@ from plasmastream.peer._transport import (
 )
 from plasmastream.store._object_store import Lease, Leases, ObjectStore
 from plasmastream.wire.stream import (
+    IS_NOT_OLD,
     NEED_DATA,
     ConnectionClosed,
     Event,
@@ -46,6 +47,7 @@ from plasmastream.wire.stream import (
     TransferKind,
     TransferRequested,
     Version2Offered,
+    is_question,
     v2,
 )
 
@@ -53,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_MAX_CONNECTIONS = 128
 
-# Seconds for the first byte of a connection of a peer that has enough of them.
+# Seconds that a connection of a peer with enough of them may be silent, and take for its first request or greeting.
 _HURRY = 1.0
 
 # Requests of one peer: so many at work at once, and so many more that wait for their turn.
@@ -202,16 +204,20 @@ class PeerServer:
                 await self._services.holds.leave(used)
 
     async def _serve(self, transport: Transport, peer: str, used: set[Hold]) -> None:
+        is_surplus = self._has_enough(peer)
+        first = _Session(self, transport, _HURRY if is_surplus else math.inf)
         try:
-            head_start = await _Session(self, transport, self._patience_with(peer)).run()
+            head_start = await first.run()
         except v2.DamagedError as error:
             # Silence would be taken for a server of version 1, and the objects would travel without checksums.
-            await Session(self._services, transport, b"", peer, used).say(error)
+            await Session(self._services, transport, b"", peer, used, 0.0).say(error)
             raise
         if head_start is None:
             return
-        refusal = f"{peer} has {self._most_of_one_peer} connections already" if self._has_enough(peer) else ""
-        await Session(self._services, transport, head_start, peer, used).run(refusal)
+        is_refused = is_surplus and self._has_enough(peer)
+        refusal = f"{peer} has {self._most_of_one_peer} connections already" if is_refused else ""
+        greeting = max(0.0, first.greeting_deadline - trio.current_time())
+        await Session(self._services, transport, head_start, peer, used, greeting).run(refusal)
 
     @property
     def _most_of_one_peer(self) -> int:
@@ -220,21 +226,23 @@ class PeerServer:
     def _has_enough(self, peer: str) -> bool:
         return self._connections[peer] > self._most_of_one_peer
 
-    def _patience_with(self, peer: str) -> float:
-        """How long a new connection may take for its first byte: silent ones must not keep others out."""
-        return min(_HURRY, self._timeouts.progress) if self._has_enough(peer) else self._timeouts.progress
-
 
 class _Session:
-    """One connection: requests in order, each answered before the next is read."""
+    """One connection: requests in order, each answered before the next is read.
 
-    def __init__(self, server: PeerServer, transport: Transport, first_patience: float) -> None:
+    It has no more than `hurry` seconds before and within each request: nobody's silence must keep others out.
+    """
+
+    def __init__(self, server: PeerServer, transport: Transport, hurry: float) -> None:
         self._server = server
-        self._first_patience = first_patience
+        self._hurry = hurry
         self._transport = transport
         self._connection = ServerConnection(server._limits)
         self._timeouts = server._timeouts
         self._has_asked = False
+        self.greeting_deadline = math.inf
+        """When all of a greeting has to be there, if one has begun."""
+        self._was_doubted = False
 
     async def run(self) -> bytes | None:
         """Serve until the client is done, or given up, or turns out to speak version 2.
@@ -247,6 +255,11 @@ class _Session:
             return self._connection.take_rest()
         while event is not None and not isinstance(event, ConnectionClosed):
             match event:
+                case TransferRequested() if self._is_in_doubt(event):
+                    await self._refuse(IS_NOT_OLD)
+                    event = await self._next_request()
+                case SyncRequested() if self._was_doubted:
+                    break
                 case TransferRequested(kind=TransferKind.COPY):
                     event = await self._copy(event)
                 case TransferRequested():
@@ -257,28 +270,38 @@ class _Session:
         self._transport.close()
         return None
 
+    def _is_in_doubt(self, request: TransferRequested) -> bool:
+        """Whether the client doubts that we know version 2, and so wants what it asks from now on only if we do not."""
+        self._was_doubted = self._was_doubted or is_question(request.kind, request.object_ids)
+        return self._was_doubted
+
     async def _next_request(self) -> Event | None:
         """The next request, or the clean end; None where the connection stays idle, or the server shuts down."""
         with trio.CancelScope() as scope, self._server._may_stop(scope):
-            return await self._read_request()
+            patience = self._timeouts.idle if self._has_asked else self._timeouts.progress
+            return await self._read_request(min(patience, self._hurry))
         return None
 
-    async def _read_request(self) -> Event | None:
+    async def _read_request(self, patience: float) -> Event | None:
+        """The next request, of which the first byte comes within `patience` seconds; None where it does not."""
         # From its first byte on, a request has a deadline as a whole: trickling does not keep a connection.
-        deadline = math.inf
+        timeouts, deadline = self._timeouts, math.inf
         while (event := self._connection.next_event()) is NEED_DATA:
-            timeout = self._timeouts.idle if self._has_asked else self._first_patience
+            if self._connection.is_offered_version_2:
+                deadline = self.greeting_deadline
             try:
                 with self._connection.get_buffer() as buffer:
-                    patience = min(timeout, deadline - trio.current_time())
-                    nbytes = await self._transport.receive_into(buffer, timeout=patience)
+                    timeout = min(patience, max(0.0, deadline - trio.current_time()))
+                    nbytes = await self._transport.receive_into(buffer, timeout=timeout)
             except PeerStalledError:
                 if deadline == math.inf:
                     return None
                 raise
             if nbytes:
                 self._connection.advance(nbytes)
-                deadline = min(deadline, trio.current_time() + self._timeouts.progress)
+                now = trio.current_time()
+                deadline = min(deadline, now + min(timeouts.progress, self._hurry))
+                self.greeting_deadline = min(self.greeting_deadline, now + min(timeouts.greeting, self._hurry))
             else:
                 self._connection.receive_eof()
         assert isinstance(event, Event)
@@ -312,7 +335,7 @@ class _Session:
                 leases = await self._hold(request.object_ids)
                 try:
                     if leases and (shows := await self._send(leases)) is not None:
-                        event = await self._read_request()
+                        event = await self._read_request(self._timeouts.idle)
                         if not shows:
                             _log.warning(
                                 "%s went on before it could have read what it takes; nothing is deleted",
@@ -353,7 +376,7 @@ class _Session:
                 return None
         return await send_objects(self._connection, self._transport, leases, timeout=self._timeouts.progress)
 
-    async def _refuse(self, status: Status) -> None:
+    async def _refuse(self, status: int) -> None:
         self._connection.refuse(status)
         await self._transport.send(self._connection.data_to_send(), timeout=self._timeouts.progress)
 

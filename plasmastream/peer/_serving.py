@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
+import attrs
 import trio
 
 from plasmastream._errors import LocalProtocolError, PeerError, ProtocolError, RemoteProtocolError, StoreError
@@ -60,20 +61,28 @@ class Session:
         head_start: what came with those bytes.
         peer: the client's IP address.
         used: where the tokens are noted that are used on this connection.
+        greeting: how long the rest of the greeting may take, in seconds.
     """
 
     def __init__(
-        self, services: Services, transport: Transport, head_start: bytes, peer: str, used: set[Hold]
+        self,
+        services: Services,
+        transport: Transport,
+        head_start: bytes,
+        peer: str,
+        used: set[Hold],
+        greeting: float,
     ) -> None:
         self._services = services
+        patience = attrs.evolve(services.patience, hello=greeting)
         connection = ServerConnection(
             services.hello,
             trio.current_time(),
             limits=services.limits,
-            patience=services.patience,
+            patience=patience,
             head_start=head_start,
         )
-        self._channel = ServerChannel(connection, transport, services.patience)
+        self._channel = ServerChannel(connection, transport, patience)
         self._peer = peer
         self._node = b""
         self._used = used

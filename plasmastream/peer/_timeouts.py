@@ -12,7 +12,7 @@ class PeerTimeouts:
     connect: float = 10.0
     """From the look-up of its name to the established connection."""
     greeting: float = 5.0
-    """For its answer to the greeting."""
+    """For its answer to the greeting, all of it."""
     progress: float = 30.0
     """With a request under way, for any byte to move; version 2 asks for 4 KiB a second on average over that time."""
     store: float = 10.0
@@ -32,6 +32,8 @@ class ServerTimeouts:
 
     idle: float = 300.0
     """With a connection on which nothing more is asked."""
+    greeting: float = 5.0
+    """With a client's greeting that has begun, for all of it."""
     progress: float = 30.0
     """With a new connection for its first byte, with a request that has begun for all of it (version 2: for 4 KiB a
     second), and with an answer under way for any byte to move."""
@@ -47,4 +49,4 @@ class ServerTimeouts:
     @property
     def patience(self) -> Patience:
         """What of it the machine of version 2 has to know."""
-        return Patience(hello=self.progress, stall=self.progress, idle=self.idle)
+        return Patience(hello=self.greeting, stall=self.progress, idle=self.idle)

@@ -1,8 +1,9 @@
-"""A client of version 1 of the protocol, for peers that know no other."""
+"""A client of version 1 of the protocol, for peers that know no other, and prove it where that is in doubt."""
 
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import anyio
 import attrs
@@ -11,10 +12,13 @@ from plasmastream._errors import PeerError, TransferError
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._receiver import Progress, Receiver
 from plasmastream.peer._timeouts import PeerTimeouts
-from plasmastream.peer._transport import Connect, PeerStalledError, Transport, format_address
+from plasmastream.peer._transport import Connect, PeerStalledError, Transport, UnreachableError, format_address
 from plasmastream.store._object_store import ObjectStore
 from plasmastream.wire.stream import (
+    IS_NOT_OLD,
+    IS_OLD,
     NEED_DATA,
+    QUESTION,
     ClientConnection,
     Limits,
     PeerRequest,
@@ -23,6 +27,27 @@ from plasmastream.wire.stream import (
 )
 
 _PERHAPS_INVALID = "a server does so when it finds a SYNC invalid, one that names itself for instance: see its log"
+
+
+class NotOldError(PeerError):
+    """The peer knows version 2, though a connection ended before it answered the greeting."""
+
+
+class Witness(Protocol):
+    """Who knows whether a peer has proven that it knows version 1 alone."""
+
+    @property
+    def is_old(self) -> bool:
+        """Whether it has."""
+        ...
+
+    def note_old(self) -> None:
+        """It has proven that."""
+        ...
+
+    def note_not_old(self) -> None:
+        """It has shown that it knows version 2."""
+        ...
 
 
 @attrs.define(eq=False)
@@ -42,6 +67,8 @@ class Version1Client:
         timeouts: how patient to be.
         connect: makes a connection.
         limits: what is asked for and accepted.
+        witness: where one is given, the peer has to prove that it knows no other version, unless it has: every call may
+            raise NotOldError, or UnreachableError where it does not answer that.
     """
 
     def __init__(
@@ -52,12 +79,14 @@ class Version1Client:
         timeouts: PeerTimeouts,
         connect: Connect,
         limits: Limits | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self.host = host
         self.port = port
         self._timeouts = timeouts
         self._limits = limits or Limits()
         self._connect = connect
+        self._witness = witness
         self._lock = anyio.Lock()
         self._link: _Link | None = None
 
@@ -107,7 +136,7 @@ class Version1Client:
         """
         async with self._lock, self._linked() as link:
             link.connection.request_sync(peer_requests)
-            await link.transport.send(link.connection.data_to_send(), timeout=self._timeouts.progress)
+            await self._send(link)
             patience = math.inf if timeout is None else timeout
             while True:
                 event = link.connection.next_event()
@@ -126,13 +155,13 @@ class Version1Client:
                 link.connection.advance(nbytes)
 
     async def connect(self) -> None:
-        """Connect, if that is not done.
+        """Connect, if that is not done, and have the proof where one is needed.
 
         Raises:
             PeerError: the server cannot be reached.
         """
-        async with self._lock, self._linked():
-            pass
+        async with self._lock, self._linked() as link:
+            await self._send(link)
 
     async def aclose(self) -> None:
         """Close the connection. May be called again; the client may go on to be used."""
@@ -148,7 +177,7 @@ class Version1Client:
                 link.connection.request_transfer(kind, wanted)
                 if kind is TransferKind.TAKE:
                     link.transport.break_on_death(True)
-                await link.transport.send(link.connection.data_to_send(), timeout=self._timeouts.progress)
+                await self._send(link)
                 await Receiver(
                     link.connection,
                     link.transport,
@@ -160,6 +189,28 @@ class Version1Client:
                 ).run()
                 link.transport.break_on_death(False)
                 self._disconnect()  # version 1 has no other word for "all is here"
+
+    async def _send(self, link: _Link) -> None:
+        """Send what is queued, behind the question for a proof where one is needed; then wait for that."""
+        request, witness = link.connection.data_to_send(), self._witness
+        if witness is None or witness.is_old:
+            await link.transport.send(request, timeout=self._timeouts.progress)
+        else:
+            await link.transport.send([QUESTION, *request], timeout=self._timeouts.progress)
+            await self._hear_proof(link.transport, witness)
+
+    async def _hear_proof(self, transport: Transport, witness: Witness) -> None:
+        answer = memoryview(bytearray(1))
+        try:
+            nbytes = await transport.receive_into(answer, timeout=self._timeouts.progress)
+        except PeerError as error:
+            raise UnreachableError(f"{error}; it answers in no version of the protocol") from error
+        if nbytes and answer[0] == IS_NOT_OLD:
+            witness.note_not_old()
+            raise NotOldError(f"{transport.peer} knows version 2 of the protocol")
+        if not nbytes or answer[0] != IS_OLD:
+            raise UnreachableError(f"{transport.peer} ends connections, and answers in no version of the protocol")
+        witness.note_old()
 
     @asynccontextmanager
     async def _linked(self) -> AsyncIterator[_Link]:

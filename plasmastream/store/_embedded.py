@@ -263,6 +263,8 @@ class EmbeddedStore:
 class _Holder:
     """Who holds objects for leases, each for one; and their memory, also when the store is closed."""
 
+    is_lost = False
+
     def __init__(self, core: StoreCore, name: str) -> None:
         self._core = core
         self.client = Client(name)

@@ -37,7 +37,9 @@ def inspect_page(core: StoreCore, object_ids: Sequence[ObjectID] = (), cursor: i
     else:
         found = table.page(cursor, MAX_INSPECTED)
         next_cursor = found[-1].number if len(found) == MAX_INSPECTED else 0
-    places = {object_id: place for place, object_id in enumerate(islice(table.idle, _MAX_COUNTED))}
+    places: dict[ObjectID, int] = {}
+    if any(not entry.holders for entry in found):
+        places.update((object_id, place) for place, object_id in enumerate(islice(table.idle, _MAX_COUNTED)))
     return InspectReply(tuple(_status(core, entry, places) for entry in found), next_cursor)
 
 

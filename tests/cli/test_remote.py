@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from plasmastream import ObjectID
+from plasmastream.wire.stream import QUESTION
 from tests.cli.processes import Node, command_line, get_object, put_object, run, run_here, shown_on_terminal
 
 
@@ -32,13 +33,15 @@ def silent_server() -> Iterator[tuple[socket.socket, str]]:
 
 @contextlib.contextmanager
 def version_1_server() -> Iterator[str]:
-    """A server that ends each connection at a first byte it does not know."""
+    """A server that ends each connection at a first byte it does not know, and finds no object."""
 
     def answer() -> None:
         with contextlib.suppress(OSError):
             while True:
                 with listener.accept()[0] as connection:
-                    connection.recv(1)
+                    if connection.recv(1) == b"\x02":
+                        connection.recv(len(QUESTION) - 1, socket.MSG_WAITALL)
+                        connection.sendall(b"\x71")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=answer)

@@ -11,6 +11,7 @@ from threading import Thread
 import pytest
 
 from plasmastream import ObjectID
+from plasmastream.wire.stream import QUESTION
 from tests.cli.processes import Node, command_line, get_object, put_object, run, run_here, shown_on_terminal
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -223,8 +224,9 @@ def test_a_detached_sync_goes_on_when_it_is_interrupted(there: Node) -> None:
         assert (waiting.returncode, err) == (130, b"")
         while True:  # what hangs up on the greeting of version 2 is asked in version 1
             with source.accept()[0] as connection:
-                if connection.recv(23, socket.MSG_WAITALL) == b"\x02\x01\x00" + object_id:
-                    connection.sendall(b"\x00" + (4 << 16).to_bytes(8, "little") + b"late")
+                asked = QUESTION + b"\x02\x01\x00" + object_id
+                if connection.recv(len(asked), socket.MSG_WAITALL) == asked:
+                    connection.sendall(b"\x71\x00" + (4 << 16).to_bytes(8, "little") + b"late")
                     break
     assert run("get", str(object_id), "-s", there.socket, "--timeout", "20").succeeds().out == b"late"
 

@@ -27,6 +27,8 @@ class Shown:
 class Keeper:
     """Notes what it is told."""
 
+    is_lost = False
+
     def __init__(self) -> None:
         self.memory = Shown()
         self.given_back: list[Ticket] = []

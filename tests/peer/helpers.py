@@ -1,7 +1,7 @@
 """What the tests of the peer room need: connected sockets, a scripted transport, servers in this process."""
 
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,10 +9,11 @@ import trio
 
 from plasmastream import ObjectID, PeerError
 from plasmastream.peer import Excuse, Limits, PeerServer, PeerStalledError, PeerTimeouts
-from plasmastream.peer._transport import connect
+from plasmastream.peer._transport import Connect, TcpTransport, connect
 from plasmastream.peer._version1 import Version1Client
 from plasmastream.store import EmbeddedStore
 from plasmastream.wire.stream import ServerConnection
+from plasmastream.wire.stream.v2._frames import FrameType
 from tests.store.helpers import put
 
 CAPACITY = 8 << 20
@@ -149,6 +150,36 @@ async def serving(store: EmbeddedStore, **options: Any) -> AsyncIterator[PeerSer
         await nursery.start(server.serve)
         yield server
         nursery.cancel_scope.cancel()
+
+
+class _WatchedTransport(TcpTransport):
+    """Says when a DROP is about to leave."""
+
+    def __init__(self, sock: socket.socket, before_drop: Callable[[], None]) -> None:
+        super().__init__(sock)
+        self._before_drop = before_drop
+
+    async def send(
+        self,
+        pieces: Sequence[bytes | memoryview],
+        *,
+        timeout: float,
+        at_least: int = 1,
+        excuse: Excuse | None = None,
+    ) -> None:
+        """See `Transport`."""
+        if pieces and pieces[0][0] == FrameType.DROP:
+            self._before_drop()
+        await super().send(pieces, timeout=timeout, at_least=at_least, excuse=excuse)
+
+
+def connect_watched(before_drop: Callable[[], None]) -> Connect:
+    """Make a `connect` over TCP: `before_drop` is called before each DROP, which does not leave where it raises."""
+
+    async def connect_and_watch(host: str, port: int, *, timeout: float) -> _WatchedTransport:
+        return _WatchedTransport((await connect(host, port, timeout=timeout))._socket, before_drop)
+
+    return connect_and_watch
 
 
 def assert_nothing_claimed(server: PeerServer) -> None:

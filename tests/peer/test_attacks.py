@@ -20,6 +20,7 @@ from plasmastream.peer import (
     PeerRequest,
     PeerTimeouts,
     Result,
+    ServerTimeouts,
     TransferKind,
     Transport,
 )
@@ -363,16 +364,20 @@ async def test_who_is_just_fast_enough_is_served_and_holds_up_nobody(autojump_cl
 # Silence, and signs of life without an end
 
 
-async def test_silent_connections_of_one_peer_leave_room_for_another() -> None:
+@pytest.mark.parametrize("said", [b"", MAGIC[:1], MAGIC, MAGIC + b"\1", b"\2"], ids=repr)
+async def test_connections_of_one_peer_that_ask_nothing_leave_room_for_another(said: bytes) -> None:
     async def connect(host: str, port: int, *, timeout: float) -> Transport:
         await trio.lowlevel.checkpoint()
         return TcpTransport(socket.create_connection((host, port), timeout, source_address=("127.0.0.2", 0)))
 
     with EmbeddedStore(CAPACITY) as store:
         fill(store, objects_of([(100, 0)]))
-        async with serving(store, max_connections=4) as server, AsyncExitStack() as silent:
+        patient = ServerTimeouts(greeting=30)
+        async with serving(store, max_connections=4, timeouts=patient) as server, AsyncExitStack() as silent:
             for _ in range(4):
-                await silent.enter_async_context(await trio.open_tcp_stream(*server.address))
+                stream = await silent.enter_async_context(await trio.open_tcp_stream(*server.address))
+                if said:
+                    await stream.send_all(said)
             client = PeerClient(*server.address, connect=connect, timeouts=PeerTimeouts(greeting=25))
             with trio.fail_after(25):  # they might be silent for 30 s, but for the one that is too many
                 assert len(await client.list_objects()) == 1
@@ -443,6 +448,34 @@ async def test_a_server_that_only_lives_is_given_up(operation: str, autojump_clo
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("sizes", [50, 2500])
+async def test_a_server_that_says_nothing_of_an_object_is_named(sizes: int, autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def end_all(transport: Transport) -> None:
+            connection = ServerConnection(make_hello(LIMITS), trio.current_time(), limits=LIMITS)
+            channel = ServerChannel(connection, transport, Patience())
+            await transport.receive_into(memoryview(bytearray(len(MAGIC))), timeout=1)
+            await channel.next_event()
+            connection.greet()
+            await channel.flush()
+            while isinstance(await channel.next_event(), Put):
+                await channel.send(End())
+            transport.abort()
+
+        async def connect(host: str, port: int, *, timeout: float) -> Transport:
+            ours, theirs = memory_transports()
+            ours.peer = f"{host}:{port}"
+            nursery.start_soon(end_all, theirs)
+            return ours
+
+        client = PeerClient(NEAR, PORT, connect=connect, limits=LIMITS, version=2, timeouts=PeerTimeouts(retry=6))
+        (result,) = await client.put([NewObject(A, bytes(sizes))])
+        assert result.outcome == Outcome.BROKEN_OFF
+        assert "10.0.0.1:2021 ended the PUT, and did not say what became of it" in result.reason
+        await client.aclose()
+
+
 # A store that is not the one it was
 
 
@@ -480,3 +513,20 @@ async def test_another_object_of_the_id_that_was_taken_is_not_deleted(
             assert await taker.rest() == {0: Outcome.EXPIRED if is_replaced else Outcome.DONE}
             assert contents(other) == others
             assert bool(contents(store)) is is_replaced
+
+
+async def test_an_object_that_is_taken_anew_after_its_drop_is_dropped_anew(autojump_clock: MockClock) -> None:
+    """Under the same token, which remembers the first drop, as long as the answer may have been lost."""
+    async with open_world(near={A: (b"a" * 50, b"")}) as world, attackers(world, 1) as (taker,):
+        store = world.stores[NEAR]
+        for content in ({A: (b"b" * 50, b"")}, {}):
+            await taker.channel.send(Open(TOKEN, True, 0, (A,)))
+            while not isinstance(await taker.channel.next_event(), End):
+                pass
+            await taker.channel.send(Drop(TOKEN, (A,)))
+            assert await taker.rest() == {0: Outcome.DONE}
+            assert not contents(store)
+            fill(store, content)
+            await taker.channel.send(Drop(TOKEN, (A,)))
+            assert await taker.rest() == {0: Outcome.DONE}
+            assert contents(store) == content

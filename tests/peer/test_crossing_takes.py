@@ -1,11 +1,12 @@
-"""TAKEs that rely on each other's copies, or on one that will not stay: at least one always does."""
+"""TAKEs that rely on each other's copies, or on one that will not stay: no DROP follows where none does."""
 
 import pytest
 import trio
 
-from plasmastream.peer import Outcome, PeerRequest, PeerServer, TransferKind, open_peer
+from plasmastream import PeerError
+from plasmastream.peer import Outcome, PeerClient, PeerRequest, PeerServer, TransferKind, open_peer
 from plasmastream.store import EmbeddedStore
-from tests.peer.helpers import CAPACITY, Objects, contents, fill, objects_of, serving
+from tests.peer.helpers import CAPACITY, Objects, connect_watched, contents, fill, objects_of, serving
 
 SIZES = [(100, 0), (300_000, 5)] * 5
 
@@ -85,6 +86,54 @@ async def test_a_copy_that_is_about_to_go_is_no_reason_to_delete() -> None:
             assert lease is not None
             lease.release()
         assert contents(there) == objects
+
+
+async def test_what_is_deleted_here_before_the_drop_stays_at_the_source() -> None:
+    objects = objects_of(SIZES)
+    drops: list[str] = []
+    with EmbeddedStore(CAPACITY) as here, EmbeddedStore(CAPACITY) as there:
+        fill(there, objects)
+
+        def delete_what_arrived(arrived: int, nbytes: int) -> None:
+            for object_id in objects:
+                here.core.delete(object_id)
+
+        async with serving(there) as server:
+            client = PeerClient(*server.address, version=2, connect=connect_watched(lambda: drops.append("one")))
+            async with client:
+                results = await client.fetch(
+                    TransferKind.TAKE, list(objects), here, on_progress=delete_what_arrived
+                )
+            assert {result.outcome for result in results} == {Outcome.NOT_DROPPED}
+            assert all("about to be deleted" in result.reason for result in results)
+        assert not drops
+        assert contents(there) == objects
+        assert contents(here) == {}
+
+
+@pytest.mark.parametrize("number", [0, len(SIZES) - 1])
+async def test_a_drop_is_not_repeated_of_what_was_deleted_here_since(number: int) -> None:
+    objects = objects_of(SIZES)
+    deleted = list(objects)[number]
+    drops: list[str] = []
+    with EmbeddedStore(CAPACITY) as here, EmbeddedStore(CAPACITY) as there:
+        fill(there, objects)
+
+        def delete_one_and_break() -> None:
+            drops.append("one")
+            if len(drops) == 1:
+                here.core.delete(deleted)
+                raise PeerError("the connection broke")
+
+        async with serving(there) as server:
+            async with PeerClient(*server.address, version=2, connect=connect_watched(delete_one_and_break)) as client:
+                results = await client.fetch(TransferKind.TAKE, list(objects), here)
+            outcomes = {result.object_id: result.outcome for result in results}
+            assert outcomes.pop(deleted) == Outcome.NOT_DROPPED
+            assert set(outcomes.values()) == {Outcome.DONE}
+        assert len(drops) == 2
+        assert contents(there) == {deleted: objects.pop(deleted)}
+        assert contents(here) == objects
 
 
 async def test_what_somebody_else_wrote_meanwhile_is_compared() -> None:

@@ -4,12 +4,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from plasmastream import PeerError
 from plasmastream.peer import Outcome, PeerClient
 from plasmastream.peer._client import make_hello
 from plasmastream.store import EmbeddedStore
 from plasmastream.testing import Flip, Script, open_fault_proxy
-from plasmastream.wire.stream.v2 import ClientConnection, End, Hello, Limits
+from plasmastream.wire.stream.v2 import ClientConnection, Hello, Limits
+from plasmastream.wire.stream.v2 import End as Ended
 from tests.peer.helpers import MIXED, contents, fill, objects_of, serving
+from tests.peer.world import End, Slow, open_world
 
 CAPACITY = 8 << 20
 
@@ -33,7 +36,7 @@ async def answer_to(said: bytes, address: tuple[str, int]) -> object:
                 buffer[: len(data)] = data
             client.advance(len(data), 0.0)
             event = client.next_event()
-            if isinstance(event, Hello | End):
+            if isinstance(event, Hello | Ended):
                 return event
     return None
 
@@ -55,8 +58,21 @@ async def test_a_greeting_with_any_bit_flipped_is_answered_as_damaged() -> None:
                 spoilt = bytearray(whole)
                 spoilt[bit // 8] ^= 1 << bit % 8
                 answer = await answer_to(bytes(spoilt), server.address)
-                assert isinstance(answer, End), bit
+                assert isinstance(answer, Ended), bit
                 assert answer.outcome == Outcome.DAMAGED
+
+
+@pytest.mark.parametrize("after", [3, 8, 10, 20, 30])
+@pytest.mark.parametrize("end", ["client", "server"])
+async def test_a_greeting_has_a_time_as_a_whole(end: End, after: int, autojump_clock: MockClock) -> None:
+    """A byte a second is not enough, from whomever."""
+    async with open_world() as world:
+        world.slow = Slow(end, "send", after)
+        with pytest.raises(PeerError, match="before the greeting" if end == "client" else "no whole greeting for 5 s"):
+            await world.client().list_objects()
+        with trio.fail_after(1):
+            await world.ended[0].wait()
+        assert 5 <= trio.current_time() <= 7
 
 
 @pytest.mark.parametrize("direction", ["to_server", "to_client"])

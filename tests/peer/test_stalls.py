@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from unittest.mock import patch
 
@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from plasmastream import ObjectID
 from plasmastream.peer import Outcome, PeerTimeouts, ServerTimeouts, TransferKind
-from plasmastream.store import Buffer, EmbeddedStore, NewObject, UnsealedObject
+from plasmastream.store import Buffer, EmbeddedStore, Lease, Leases, NewObject, UnsealedObject
 from plasmastream.testing import CallFault
 from tests.peer.helpers import objects_of
 from tests.peer.world import (
@@ -61,7 +61,7 @@ async def test_a_stall_at_any_call_is_given_up_in_time(operation: Operation, aut
             else:
                 assert took == pytest.approx(due(point)), point
             for object_id, reason in failures.items():
-                assert re.search(rf"10\.0\.0\.[12]:2021 (sent|took|did not answer) .* for {took:g} s", reason)
+                assert re.search(rf"10\.0\.0\.[12]:2021 (sent|took) .* for {took:g} s", reason)
                 assert object_id is None or f"object {object_id}" in reason
     assert open_descriptors() == descriptors
 
@@ -164,7 +164,7 @@ async def test_who_trickles_is_given_up_by_the_rate(slow: Slow, autojump_clock: 
                 (result,) = await client.put([NewObject(object_id, data, metadata)])
             if slow.end == "server":
                 assert re.search(r"10\.0\.0\.1:2021 (sent too little|took nothing) for 30 s", result.reason)
-                assert trio.current_time() - began == pytest.approx(30)
+                assert 30 <= trio.current_time() - began <= 30 + LAST_WORD
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
@@ -179,7 +179,7 @@ async def test_who_trickles_is_given_up_by_the_rate(slow: Slow, autojump_clock: 
 
 
 class SlowStore(EmbeddedStore):
-    """A store whose objects take minutes to begin, as where others must go to a slow disk first."""
+    """A store that takes minutes for the room of new objects, as where others must go to a slow disk first."""
 
     seconds = 200.0
 
@@ -192,13 +192,24 @@ class SlowStore(EmbeddedStore):
         async with super().create(object_id, data_size, metadata, timeout=timeout) as unsealed:
             yield unsealed
 
+    async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> Leases[Lease]:
+        """See `ObjectStore`."""
+        await trio.sleep(self.seconds)
+        self.seconds = 0.0
+        return await super().put_many(objects, timeout=timeout)
 
-async def test_a_put_waits_for_a_slow_store_that_lives(autojump_clock: MockClock) -> None:
-    """Its server reads nothing meanwhile, and there is no room for all of it on the way."""
+
+MANY = [NewObject(object_id, *content) for object_id, content in objects_of([(100, 0)] * 20).items()]
+"""Runs, for all of which there is no room on the way while their server waits for its store, and reads nothing."""
+ONE = [NewObject(LARGE[0], b"x" * 2500)]
+
+
+@pytest.mark.parametrize("new", [MANY, ONE], ids=["small", "large"])
+async def test_a_put_waits_for_a_slow_store_that_lives(new: list[NewObject], autojump_clock: MockClock) -> None:
     async with open_world(store=SlowStore) as world:
         world.room = 500
-        results = await world.client().put([NewObject(LARGE[0], b"x" * 2500)])
-        assert [result.outcome for result in results] == [Outcome.DONE]
+        results = await world.client().put(new)
+        assert {result.outcome for result in results} == {Outcome.DONE}
         assert len(world.connections) == 1
         assert trio.current_time() == pytest.approx(SlowStore.seconds)
 
@@ -206,19 +217,22 @@ async def test_a_put_waits_for_a_slow_store_that_lives(autojump_clock: MockClock
 async def test_a_put_that_comes_back_waits_for_the_one_before(autojump_clock: MockClock) -> None:
     """Whose server is still waiting for its store, though its connection is gone."""
     async with open_world(store=SlowStore) as world:
-        world.let_happen(1, "client", CallFault.cut(4, "send"))
-        results = await world.client().put([NewObject(LARGE[0], b"x" * 2500)])
+        world.let_happen(1, "client", CallFault.cut(3, "receive_into"))
+        results = await world.client().put(ONE)
         assert [result.outcome for result in results] == [Outcome.DONE]
         assert len(world.connections) == 2
         assert trio.current_time() == pytest.approx(SlowStore.seconds)
 
 
-async def test_a_put_is_given_up_when_its_server_does_not_read_for_long(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("new", [MANY, ONE], ids=["small", "large"])
+async def test_a_put_is_given_up_when_its_server_waits_for_long(
+    new: list[NewObject], autojump_clock: MockClock
+) -> None:
     """Signs of life buy ten times the patience, and no more."""
     with patch.object(SlowStore, "seconds", math.inf):
         async with open_world(store=SlowStore) as world:
             world.room = 500
-            (result,) = await world.client(timeouts=PeerTimeouts(retry=6)).put([NewObject(LARGE[0], b"x" * 2500)])
+            result = (await world.client(timeouts=PeerTimeouts(retry=6)).put(new))[-1]
             assert result.outcome == Outcome.STALLED
             assert "signs of life, and nothing else" in result.reason
             assert trio.current_time() == pytest.approx(60, abs=30)

@@ -230,17 +230,16 @@ async def test_a_file_that_is_shorter_than_was_said(tmp_path: Path, size: int) -
         async with serving(store) as server, PeerClient(*server.address) as client:
             with pytest.raises(PlasmastreamError, match=rf"{news[0].object_id} became shorter: 10 of {size:,} bytes"):
                 await client.put(news)
-        assert contents(store) == {}
+            assert not len(store.core.table)  # nor is anything begun
 
 
-@pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("offset", [0, 1 << 22])
-async def test_a_file_that_changes_or_grows_while_it_is_put(tmp_path: Path, which: int, offset: int) -> None:
+async def test_a_file_that_changes_or_grows_while_it_is_put(tmp_path: Path, offset: int) -> None:
     def change(objects: int, nbytes: int) -> None:
         os.pwrite(changed.descriptor, b"x", offset)
 
     with EmbeddedStore(CAPACITY) as store, files_of(tmp_path, [bytes(3_000_000), b"small"]) as news:
-        changed = news[which]
+        changed = news[0]
         os.utime(changed.descriptor, (0, 0))  # a change within the same tick of the clock would not show
         async with serving(store) as server, PeerClient(*server.address) as client:
             with pytest.raises(PlasmastreamError, match=f"{changed.object_id} changed while it was read"):

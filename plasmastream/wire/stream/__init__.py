@@ -25,11 +25,15 @@ from plasmastream.wire.stream._events import (
 )
 from plasmastream.wire.stream._limits import Limits
 from plasmastream.wire.stream._messages import PeerRequest, Status, TransferKind, describe_status
+from plasmastream.wire.stream._proof import IS_NOT_OLD, IS_OLD, QUESTION, is_question
 
 __all__ = [
+    "IS_NOT_OLD",
+    "IS_OLD",
     "NEED_BUFFER",
     "NEED_DATA",
     "PAUSED",
+    "QUESTION",
     "AnswerBegun",
     "AnswerComplete",
     "AnswerRefused",
@@ -50,4 +54,5 @@ __all__ = [
     "TransferRequested",
     "Version2Offered",
     "describe_status",
+    "is_question",
 ]

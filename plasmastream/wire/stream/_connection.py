@@ -209,6 +209,8 @@ class ServerConnection(_Connection):
         self._left = 0
         self._payload_due = 0
         self._is_new = True
+        self.is_offered_version_2 = False
+        """Whether it begins as one of version 2 does, as far as `next_event` has seen."""
 
     @property
     def owes_answer(self) -> bool:
@@ -320,6 +322,7 @@ class ServerConnection(_Connection):
             return NEED_DATA
         is_new, self._is_new = self._is_new, False
         if is_new and offers_version_2(self._scratch):
+            self.is_offered_version_2 = True
             return parse_magic(self._scratch)
         return parse_request(self._scratch, self.limits)
 

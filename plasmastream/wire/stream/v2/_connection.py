@@ -43,6 +43,7 @@ from plasmastream.wire.stream.v2._frames import (
     Head,
     check_of,
     pack_frame,
+    resembles_answer,
     unpack_head,
     unpack_run,
 )
@@ -328,7 +329,8 @@ class _Connection(ABC):
                 yield NEED_DATA
             self._in_frame = True
             self._liveness.begin_frame(self._liveness.last_progress)
-            head = unpack_head(self._scratch.take(HEAD.size))
+            head = unpack_head(self._scratch.peek(HEAD.size))
+            self._scratch.consume(HEAD.size)
             wanted = self._accept(head)
             body = yield from self._read_body(head)
             match head.type:
@@ -457,6 +459,12 @@ class ClientConnection(_Connection):
         self.send(self.hello)
         self._outgoing.insert(0, MAGIC)
 
+    @property
+    def is_with_stranger(self) -> bool:
+        """Whether what has come in answer to the greeting is nothing of this protocol, not even if it was damaged."""
+        arrived = self._scratch.peek(min(len(self._scratch), HEAD.size))
+        return self.state is GREETING and bool(arrived) and not resembles_answer(arrived)
+
     def _met(self, hello: Hello) -> None:
         super()._met(hello)
         self.state = IDLE
@@ -500,7 +508,6 @@ class ServerConnection(_Connection):
         with self._scratch.tail() as tail:
             tail[: len(head_start)] = head_start
         self._scratch.advance(len(head_start))
-        self._liveness.begin_frame(now)
 
     def greet(self) -> None:
         """Queue the answer to the client's `Hello`."""

@@ -28,6 +28,10 @@ HEAD: Final = Struct("<BBHIII")
 _START: Final = Struct("<BBHI")
 _CHECKS: Final = Struct("<II")
 _LOWER_HALF: Final = 0xFFFF_FFFF
+_ZEROS_OF_AN_ANSWER: Final = 1, 2, 3, 6, 7
+"""Where the head of an answer to a greeting has bytes of 0: its tag is 0, and its body is small."""
+_MOST_DAMAGED: Final = 2
+"""Bytes, of those and the type: more of them tell that something else is meant."""
 
 OBJECT: Final = Struct("<IIQQ")
 """index, metadata size, data size, handle; the metadata follows."""
@@ -72,6 +76,17 @@ class Head:
     check: int
 
 
+def resembles_answer(octets: bytes | memoryview) -> bool:
+    """Whether the first bytes of an answer to a greeting may be those of a HELLO or END, perhaps damaged.
+
+    Fewer than a head has are judged as far as they go.
+    """
+    wrong = sum(octets[at] != 0 for at in _ZEROS_OF_AN_ANSWER if at < len(octets))
+    if octets[0] not in (FrameType.HELLO, FrameType.END):
+        wrong += 1
+    return wrong <= _MOST_DAMAGED
+
+
 def check_of(octets: bytes | memoryview) -> int:
     """The check of a head, or of a body: 32 bits."""
     return xxh3_64_intdigest(octets) & _LOWER_HALF
@@ -83,7 +98,7 @@ def pack_frame(frame_type: FrameType, tag: int, body: bytes) -> bytes:
     return b"".join((start, _CHECKS.pack(check_of(start), check_of(body)), body))
 
 
-def unpack_head(octets: bytes) -> Head:
+def unpack_head(octets: bytes | memoryview) -> Head:
     """Read the 16 bytes at the beginning of a frame.
 
     Raises:

@@ -56,7 +56,7 @@ class Patience:
     """How long the machine lets the other side take; all in seconds, but for the rate."""
 
     hello: float = 5.0
-    """For the answer to a HELLO."""
+    """For the other side's greeting, all of it."""
     stall: float = 30.0
     """With nothing arriving while something is due."""
     rate: float = 4096.0

@@ -88,7 +88,7 @@ def test_limits() -> None:
 def test_patience() -> None:
     rows = {what: default for what, default, _ in table("deadline")}
     patience = Patience()
-    assert rows["the answer to HELLO"] == f"{patience.hello:.0f} s"
+    assert rows["the other side's greeting, as a whole"] == f"{patience.hello:.0f} s"
     assert rows["nothing arrives while something is due"] == f"{patience.stall:.0f} s"
     assert rows["idle between requests"] == f"{patience.idle:.0f} s"
     slow = f"a frame has begun, and less than {patience.rate / 1024:.0f} KiB/s of it arrive over {patience.stall:.0f} s"

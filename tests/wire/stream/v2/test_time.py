@@ -101,15 +101,26 @@ def test_the_head_of_a_frame_may_not_trickle_either(place: int) -> None:
     assert place == 1 or server.late(now) is Lateness.SLOW
 
 
-def test_a_greeting_that_came_with_the_magic_may_not_trickle() -> None:
-    client = new_client()
+@pytest.mark.parametrize("pause", [0.1, 1.0, 4.0])
+def test_a_greeting_has_a_time_as_a_whole(pause: float) -> None:
+    """However much of it has come, and however it trickles, at either end."""
+    client, other = new_client(), new_server()
     wire = sent(client)[8:]
+    client.sent(0.0)
     server = ServerConnection(SERVER, 0.0, head_start=wire[:3])
-    for second in range(1, 43):
-        feed(server, wire[2 + second : 3 + second], second)
-        assert server.next_event() is NEED_DATA
-        assert server.late(second) is None
-    assert server.late(43) is Lateness.SLOW  # the head was whole after 13 seconds, and the body has 30
+    feed(other, wire)
+    other.next_event()
+    other.greet()
+    for end, rest in ((server, wire[3:]), (client, sent(other))):
+        now = pause
+        for octet in rest:
+            if now >= 5:
+                break
+            feed(end, bytes([octet]), now)
+            assert end.next_event() is NEED_DATA
+            assert (end.deadline, end.late(now)) == (5, None)
+            now += pause
+        assert end.late(5) is Lateness.HELLO
     whole = ServerConnection(SERVER, 0.0, head_start=wire)
     assert whole.next_event() == CLIENT
     assert whole.deadline == inf
