@@ -248,12 +248,11 @@ class Fetch:
             incoming = wanted.incoming
             if incoming is not None:
                 parts.append(f"{incoming.nbytes_verified:,} of {incoming.data_size:,} bytes had arrived")
-            parts.append(f"{self._persistence.standstill}, with {self._lanes}")
             what = outcome if outcome is not None else last
             if wanted.lease is not None and not wanted.was_present:
                 what = Outcome.NOT_DROPPED
                 parts.insert(0, "it has arrived, but the source may have it still; take it again")
-            self._finish(wanted, what, "; ".join(part for part in parts if part))
+            self._finish(wanted, what, self._persistence.last_words(self._lanes, *parts))
 
     # Open
 

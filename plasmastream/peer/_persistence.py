@@ -14,6 +14,7 @@ _log = logging.getLogger(__name__)
 _FIRST_WAIT = 0.1
 _LONGEST_WAIT = 5.0
 _SIGNS_OF_LIFE = 10
+_WORTH_A_WORD = 1.0  # seconds
 
 
 class Persistence:
@@ -67,12 +68,16 @@ class Persistence:
         """Seconds since the last progress."""
         return anyio.current_time() - self._since
 
-    @property
-    def standstill(self) -> str:
-        """In words, how long nothing has moved."""
-        if not self.has_progressed:
-            return f"nothing has moved in {self.seconds_stuck:.3g} s"
-        return f"the last progress was {self.seconds_stuck:.3g} s ago"
+    def last_words(self, peer: object, *parts: str) -> str:
+        """What to say of work that is given up: these parts, and what of peer and standstill they lack."""
+        words = [part for part in parts if part]
+        stuck = self.seconds_stuck
+        if stuck >= _WORTH_A_WORD:
+            ago = f"the last progress was {stuck:.3g} s ago"
+            words.append(ago if self.has_progressed else f"nothing has moved in {stuck:.3g} s")
+        if not any(str(peer) in part for part in parts):
+            words.append(f"with {peer}")
+        return "; ".join(words)
 
     def check(self, peer: object) -> None:
         """See that there is hope, within an attempt that gives signs of life: they buy ten times the patience.

@@ -121,8 +121,8 @@ class Upload:
             reasons.insert(0, "the time allowed for it is over")
         size = sum(map(len, content_of(self._objects[index])))
         how_far = f"{size - (self._unsent.get(index, size) or 0):,} of {size:,} bytes had left"
-        stuck = f"{self._persistence.standstill}, with {self._lanes}"
-        return Result(self._objects[index].object_id, outcome, "; ".join((*reasons, how_far, stuck)))
+        words = self._persistence.last_words(self._lanes, *reasons, how_far)
+        return Result(self._objects[index].object_id, outcome, words)
 
     async def _abandon(self) -> None:
         """Where this was broken off, have the server take back what is not whole: it would keep it for a while."""

@@ -276,6 +276,17 @@ async def test_an_object_that_somebody_else_writes_here_is_named_once(size: int,
     assert str(Result(object_id, Outcome.NO_ROOM, f"object {object_id} of 9 bytes: no room")).count(str(object_id)) == 1
 
 
+async def test_last_words_say_what_is_worth_a_word(autojump_clock: MockClock) -> None:
+    persistence = Persistence(60, None)
+    assert persistence.last_words("host:1", "no connection to host:1", "") == "no connection to host:1"
+    assert persistence.last_words("host:1", "damaged") == "damaged; with host:1"
+    await trio.sleep(2)
+    assert persistence.last_words("host:1", "host:1 is late") == "host:1 is late; nothing has moved in 2 s"
+    persistence.progressed()
+    await trio.sleep(3)
+    assert persistence.last_words("host:1", "damaged") == "damaged; the last progress was 3 s ago; with host:1"
+
+
 async def test_a_client_closes_its_connections_with_its_block() -> None:
     objects = objects_of(SIZES)
     with EmbeddedStore(CAPACITY) as store:
