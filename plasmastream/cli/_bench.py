@@ -201,7 +201,7 @@ async def open_gauge(server: Address, most_bytes: int) -> AsyncIterator[Gauge]:
     timeouts = PeerTimeouts(retry=_PATIENCE)
     old_peer = PeerClient(server.host, server.port, timeouts=timeouts, version=1)
     async with asking(server, timeouts) as peer:
-        await peer.stat([ObjectID.random()])  # who is not there, or speaks version 1, is found out by this
+        await peer.connect()
         store, content = await trio.to_thread.run_sync(_allocate, most_bytes, abandon_on_cancel=True)
         gauge = Gauge(peer, old_peer, store, content)
         try:

@@ -273,7 +273,8 @@ class PeerClient:
 
     async def list_objects(self) -> list[ObjectInfo]:
         """Describe every object of the peer's store. Raises what `stat` does."""
-        return await self._list(ListObjects())
+        with naming_objects([]):
+            return await self._list(ListObjects())
 
     async def sync_each(
         self,
@@ -361,13 +362,14 @@ class PeerClient:
         Raises:
             PeerError: it cannot.
         """
-        try:
-            if self._version != 1:
-                async with self._lanes.channel(Lane.SMALL, self._version1.connect):
-                    return
-        except OldPeerError:
-            pass
-        await self._version1.connect()
+        with naming_objects([]):
+            try:
+                if self._version != 1:
+                    async with self._lanes.channel(Lane.SMALL, self._version1.connect):
+                        return
+            except OldPeerError:
+                pass
+            await self._version1.connect()
 
     async def aclose(self) -> None:
         """Close the connections. May be called again; the client may go on to be used."""

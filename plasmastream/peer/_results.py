@@ -134,13 +134,14 @@ def status_of(results: Sequence[Result]) -> int:
 
 @contextmanager
 def naming_objects(object_ids: Sequence[ObjectID]) -> Iterator[None]:
-    """Have what fails as a whole in a `with` block name the objects, and what can be done."""
+    """Have what fails as a whole in a `with` block name the objects, if there are any, and what can be done."""
     try:
         yield
     except (PeerError, RemoteProtocolError) as error:
-        if object_ids:
-            advice = _ADVICE.get(type(error), "")
-            error.args = (f"{_name(object_ids)}: {error}{advice}",)  # the same error otherwise
+        name = f"{_name(object_ids)}: " if object_ids else ""
+        # Where no objects are named, nothing has begun that the same request would end.
+        advice = _ADVICE.get(type(error), "") if name or isinstance(error, UnreachableError) else ""
+        error.args = (f"{name}{error}{advice}",)  # the same error otherwise
         raise
 
 

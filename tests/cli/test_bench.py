@@ -102,7 +102,9 @@ def test_who_cannot_be_measured() -> None:
         run_here("bench", address, *QUICK).fails(1, address, "version 1")
     with silent_server() as (_, address):
         pass
-    run_here("bench", address, *QUICK).fails(3, address)
+    nobody = run_here("bench", address, *QUICK)
+    nobody.fails(3, address, "refused", "see that")
+    assert "object" not in nobody.err
     run_here("bench", address, "--seconds", "0").fails(2, "--seconds")
 
 

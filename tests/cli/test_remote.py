@@ -162,7 +162,7 @@ def test_nobody_answers() -> None:
         run_here("put", "/dev/null", "--to", address, "--timeout", "0.2").fails(3, "/dev/null", address, "time")
     object_id = str(ObjectID.random())
     for words in (("put", "/dev/null", "--to"), ("get", object_id, "--from"), ("ls", "--at")):
-        run_here(*words, address).fails(3, address, "refused")
+        run_here(*words, address).fails(3, address, "refused", "see that")
     run_here("put", "/dev/null", "--to", address).fails(3, "/dev/null", "object ", address, "see that")
     for words in (("get", object_id, "--from"), ("stat", object_id, "--at")):
         run_here(*words, address).fails(3, object_id, address, "see that")
