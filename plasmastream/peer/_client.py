@@ -16,7 +16,14 @@ import anyio
 import attrs
 
 from plasmastream import __version__
-from plasmastream._errors import LocalProtocolError, PeerError, RemoteProtocolError, StoreError, TransferError
+from plasmastream._errors import (
+    LocalProtocolError,
+    PeerError,
+    RemoteProtocolError,
+    StoreConnectionError,
+    StoreError,
+    TransferError,
+)
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._budget import Budget
 from plasmastream.peer._comparison import Comparison
@@ -400,7 +407,7 @@ class PeerClient:
         with anyio.CancelScope(deadline=deadline):
             try:
                 await fetch(object_ids, store, on_progress=on_progress)
-            except (NotOldError, UnreachableError):
+            except (NotOldError, UnreachableError, StoreConnectionError):
                 raise
             except (PeerError, RemoteProtocolError, StoreError) as error:
                 return [_result(object_id, error) for object_id in object_ids]
