@@ -1,7 +1,6 @@
 """Stands before a command ``python -m MODULE ...``: runs that module here, and keeps its number of tasks in a file.
 
-Peer servers in it fetch by the version of the protocol that is given, alone. Of themselves they would speak version 1
-with a peer whose connections end before its first answer, as they do here, and its objects have no checksums.
+Where version 1 of the peer protocol is what a soak is about, peer servers in it fetch by that; of themselves, by 2.
 
 Nothing in the package tells from outside how many tasks a process has; Trio tells an instrument, which this one puts
 into `trio.run`. The file has eight bytes, which are written in place: whoever reads them waits for nobody.
@@ -50,7 +49,8 @@ def read_count(path: Path) -> int:
 def main() -> None:
     """Run what follows `-m`, with Trio under watch."""
     tasks, run = Tasks(sys.argv[1]), trio.run
-    vars(PeerServer)["__init__"].__kwdefaults__["fetch_version"] = int(sys.argv[2])
+    if sys.argv[2] == "1":
+        vars(PeerServer)["__init__"].__kwdefaults__["fetch_version"] = 1
 
     def counted_run(*args: Any, instruments: Any = (), **options: Any) -> Any:
         return run(*args, instruments=[*instruments, tasks], **options)
