@@ -100,7 +100,7 @@ class Upload:
                         if isinstance(error, OldPeerError):
                             raise
                         self._persistence.failed(error)
-                        failure = error
+                        failure = error.with_traceback(None)  # or it and this frame would keep each other
                     if self._moved and failure is None:
                         continue
                     if not await self._may_go_on(failure):

@@ -272,7 +272,7 @@ class _Session:
 
     def _is_in_doubt(self, request: TransferRequested) -> bool:
         """Whether the client doubts that we know version 2, and so wants what it asks from now on only if we do not."""
-        self._was_doubted = self._was_doubted or is_question(request.kind, request.object_ids)
+        self._was_doubted = self._was_doubted or is_question(request.object_ids)
         return self._was_doubted
 
     async def _next_request(self) -> Event | None:

@@ -196,19 +196,25 @@ class Version1Client:
         if witness is None or witness.is_old:
             await link.transport.send(request, timeout=self._timeouts.progress)
         else:
-            await link.transport.send([QUESTION, *request], timeout=self._timeouts.progress)
-            await self._hear_proof(link.transport, witness)
+            await self._have_proof(link.transport, witness, request)
 
-    async def _hear_proof(self, transport: Transport, witness: Witness) -> None:
-        answer = memoryview(bytearray(1))
+    async def _have_proof(self, transport: Transport, witness: Witness, request: Sequence[bytes | memoryview]) -> None:
+        answer = bytearray()
         try:
-            nbytes = await transport.receive_into(answer, timeout=self._timeouts.progress)
+            await transport.send([QUESTION, *request], timeout=self._timeouts.progress)
+            with memoryview(bytearray(len(IS_OLD))) as buffer:
+                while len(answer) < len(IS_OLD):
+                    missing = buffer[len(answer) :]
+                    nbytes = await transport.receive_into(missing, timeout=self._timeouts.greeting)
+                    if not nbytes:
+                        break
+                    answer += missing[:nbytes]
         except PeerError as error:
             raise UnreachableError(f"{error}; it answers in no version of the protocol") from error
-        if nbytes and answer[0] == IS_NOT_OLD:
+        if IS_NOT_OLD in answer:
             witness.note_not_old()
             raise NotOldError(f"{transport.peer} knows version 2 of the protocol")
-        if not nbytes or answer[0] != IS_OLD:
+        if answer != IS_OLD:
             raise UnreachableError(f"{transport.peer} ends connections, and answers in no version of the protocol")
         witness.note_old()
 

@@ -41,7 +41,7 @@ def version_1_server() -> Iterator[str]:
                 with listener.accept()[0] as connection:
                     if connection.recv(1) == b"\x02":
                         connection.recv(len(QUESTION) - 1, socket.MSG_WAITALL)
-                        connection.sendall(b"\x71")
+                        connection.sendall(b"\x71\x71")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=answer)

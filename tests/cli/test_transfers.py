@@ -226,7 +226,7 @@ def test_a_detached_sync_goes_on_when_it_is_interrupted(there: Node) -> None:
             with source.accept()[0] as connection:
                 asked = QUESTION + b"\x02\x01\x00" + object_id
                 if connection.recv(len(asked), socket.MSG_WAITALL) == asked:
-                    connection.sendall(b"\x71\x00" + (4 << 16).to_bytes(8, "little") + b"late")
+                    connection.sendall(b"\x71\x71\x00" + (4 << 16).to_bytes(8, "little") + b"late")
                     break
     assert run("get", str(object_id), "-s", there.socket, "--timeout", "20").succeeds().out == b"late"
 

@@ -5,6 +5,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import attrs
 import pytest
@@ -17,15 +18,18 @@ from plasmastream.peer import (
     Outcome,
     PeerClient,
     PeerRequest,
+    PeerServer,
     Status,
     TransferKind,
+    Transport,
     UnreachableError,
     open_peer,
 )
 from plasmastream.store import EmbeddedStore, NewObject
-from plasmastream.testing import Cut, Script, open_fault_proxy
+from plasmastream.testing import Cut, Script, memory_transports, open_fault_proxy
 from plasmastream.wire.stream import (
     IS_NOT_OLD,
+    IS_OLD,
     NEED_DATA,
     QUESTION,
     ConnectionClosed,
@@ -184,7 +188,7 @@ async def test_an_end_by_reset_is_a_reason_too(log: pytest.LogCaptureFixture) ->
             with accepted:
                 asked = QUESTION + b"\x02\x01\x00" + object_id  # at once: the proof takes no time
                 assert accepted.recv(len(asked), socket.MSG_WAITALL) == asked
-                accepted.sendall(bytes([Status.NOT_FOUND]) + answer_with(objects))
+                accepted.sendall(IS_OLD + answer_with(objects))
                 assert accepted.recv(1) == b""
 
         async with trio.open_nursery() as nursery:
@@ -312,19 +316,67 @@ async def test_who_is_asked_whether_it_is_old_says_so() -> None:
     with EmbeddedStore(CAPACITY) as there:
         fill(there, objects)
         async with serving(there) as server:
-            for bit in (None, *range(3 * 8, len(QUESTION) * 8, 37)):
-                question = bytearray(QUESTION)
-                if bit is not None:  # damaged on its way
-                    question[bit // 8] ^= 1 << bit % 8
-                with trio.fail_after(5), trio.socket.socket() as sock:
+            with trio.fail_after(5), trio.socket.socket() as sock:
                     await sock.connect(server.address)
-                    await sock.send(bytes(question))
-                    assert await sock.recv(100) == bytes([IS_NOT_OLD])
+                    await sock.send(QUESTION)
+                    assert await sock.recv(1) == bytes([IS_NOT_OLD])
+                    assert await sock.recv(1) == bytes([IS_NOT_OLD])
                     await sock.send(b"\x03\x01\x00" + b"".join(objects))
                     assert await sock.recv(100) == bytes([IS_NOT_OLD])
                     await sock.send(pack_sync([peer_request(server.address, list(objects), TransferKind.TAKE)]))
                     assert await sock.recv(100) == b""
         assert contents(there) == objects
+
+
+async def test_no_flipped_bit_makes_a_server_look_old(autojump_clock: MockClock) -> None:
+    """Neither in the question, behind which a TAKE follows at once, nor in its answer."""
+    objects = objects_of([(5, 2)])
+    once = len(QUESTION) // 2
+    heads = [*range(8 * 3), *range(8 * once, 8 * (once + 3))]  # all of these, and some of the ids
+    to_server = [(*divmod(bit, 8), True) for bit in (*heads, *range(0, 8 * len(QUESTION), 19))]
+    for at, bit, is_to_server in (*to_server, *((*divmod(bit, 8), False) for bit in range(16))):
+        with EmbeddedStore(CAPACITY) as here, EmbeddedStore(CAPACITY) as there:
+            fill(there, objects)
+            server = PeerServer(there)
+            async with trio.open_nursery() as nursery:
+                made = 0
+
+                async def connect(host: str, port: int, *, timeout: float) -> Transport:
+                    nonlocal made
+                    made += 1
+                    ours, theirs = memory_transports()
+                    if made == 1:
+                        theirs.close()
+                        return ours
+                    if made == 2:
+                        end = ours if is_to_server else theirs  # noqa: B023
+                        spoil(end, at, bit)  # noqa: B023
+                    nursery.start_soon(server.serve_connection, theirs)  # noqa: B023
+                    return ours
+
+                client = PeerClient("peer", 2021, connect=connect)
+                (result,) = await client.fetch(TransferKind.TAKE, list(objects), here, timeout=60)
+                assert result.is_success, (at, bit, is_to_server)
+                assert not client._lanes.is_old
+                await client.aclose()
+                nursery.cancel_scope.cancel()
+            assert contents(here) == objects
+            assert contents(there) == {}
+
+
+def spoil(end: Transport, at: int, bit: int) -> None:
+    """Flip a bit of what is sent there next."""
+    send = end.send
+
+    async def send_spoilt(pieces: Sequence[bytes | memoryview], **options: Any) -> None:
+        nonlocal at
+        whole = bytearray(b"".join(pieces))
+        if 0 <= at < len(whole):
+            whole[at] ^= 1 << bit
+        at -= len(whole)
+        await send([bytes(whole)], **options)
+
+    end.send = send_spoilt  # type: ignore[method-assign]
 
 
 async def test_a_client_that_insists_does_not_fall_back(log: pytest.LogCaptureFixture) -> None:
