@@ -270,6 +270,9 @@ class FakePeer:
         self._listener.close()
 
 
+_RELAY_BUFFER = 1 << 20
+
+
 class Relay:
     """A TCP relay in front of a server, which stops after `hold_after` bytes of answers until it is released.
 
@@ -311,7 +314,10 @@ class Relay:
                     return
                 continue
             receiver, _ = self._listener.accept()
-            source = socket.create_connection(("127.0.0.1", self._target_port))
+            source = socket.socket()
+            # With what the kernel may choose, all of an answer might be under way to us when its sender is killed.
+            source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RELAY_BUFFER)
+            source.connect(("127.0.0.1", self._target_port))
             with receiver, source, contextlib.suppress(OSError):
                 if not self._pass_on(receiver, source):
                     return
