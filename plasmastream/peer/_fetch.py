@@ -261,11 +261,13 @@ class Fetch:
     async def _open(self, channel: ClientChannel, batch: Sequence[Wanted]) -> None:
         unanswered = dict(enumerate(batch))
 
-        def answered(index: int) -> Wanted:
-            wanted = unanswered.pop(index, None)
-            if wanted is None:
-                raise RemoteProtocolError(f"{channel.peer} answered for object {index}, which it was not asked for now")
-            return wanted
+        def answered(indexes: Iterable[int]) -> list[Wanted]:
+            try:
+                return [unanswered.pop(index) for index in indexes]
+            except KeyError as error:
+                raise RemoteProtocolError(
+                    f"{channel.peer} answered for object {error.args[0]}, which it was not asked for now"
+                ) from None
 
         ids = tuple(wanted.object_id for wanted in batch)
         is_damaged = False
@@ -274,11 +276,12 @@ class Fetch:
         while (event := await channel.answer()) is not None:
             match event:
                 case RunArrived():
-                    await self._take_run([(answered(index), data, meta) for index, data, meta in event.objects])
+                    await self._take_run(answered(index for index, _, _ in event.objects), event.objects)
                 case ObjectDescribed():
-                    await self._take_description(answered(event.index), event)
+                    (wanted,) = answered((event.index,))
+                    await self._take_description(wanted, event)
                 case Outcomes():
-                    named = [answered(index) for index in event.indexes]
+                    named = answered(event.indexes)
                     if event.outcome == Outcome.NOT_FOUND:
                         await self._find_present([wanted for wanted in named if wanted.lease is None])
                         await self._arrive([wanted for wanted in named if wanted.lease is not None])
@@ -294,33 +297,33 @@ class Fetch:
             else:
                 self._finish(wanted, Outcome.REFUSED, f"{channel.peer} did not answer for it")
 
-    async def _take_run(self, run: Sequence[tuple[Wanted, memoryview, memoryview]]) -> None:
-        news = []
-        for wanted, data, metadata in run:
-            wanted.is_open = self._take and wanted.lease is not None
+    async def _take_run(self, run: Sequence[Wanted], arrived: Sequence[tuple[int, memoryview, memoryview]]) -> None:
+        news: list[tuple[Wanted, NewObject]] = []
+        for wanted, (_, data, metadata) in zip(run, arrived, strict=True):
             if wanted.lease is None:
-                news.append((wanted, data, metadata))
-            elif not wanted.is_same(data, metadata):
+                news.append((wanted, NewObject(wanted.object_id, data, metadata)))
+                continue
+            wanted.is_open = self._take
+            if not wanted.is_same(data, metadata):
                 self._finish(wanted, Outcome.DIFFERENT)
         if not news:
             return
-        objects = [NewObject(wanted.object_id, data, metadata) for wanted, data, metadata in news]
-        outcomes = await put_small(self._store, objects, self._store_timeout)
-        arrived = nbytes = 0
-        for (wanted, data, metadata), (lease, outcome, reason) in zip(news, outcomes, strict=True):
+        outcomes = await put_small(self._store, [new for _, new in news], self._store_timeout)
+        objects = nbytes = 0
+        for (wanted, new), (lease, outcome, reason) in zip(news, outcomes, strict=True):
+            wanted.is_open = self._take and lease is not None
             if lease is None:
                 self._hinder(wanted, outcome, reason)
                 continue
             wanted.lease, wanted.was_present = lease, outcome is Outcome.PRESENT
-            wanted.is_open = self._take
-            arrived += 1
-            nbytes += len(data) + len(metadata)
+            objects += 1
+            nbytes += lease.size
             if not self._take:
-                self._succeed(wanted)
-            elif wanted.was_present and not wanted.is_same(data, metadata):
+                self._finish(wanted, outcome)
+            elif wanted.was_present and not wanted.is_same(new.data, new.metadata):
                 self._finish(wanted, Outcome.DIFFERENT)
-        if arrived:
-            self._progressed(arrived, nbytes)
+        if objects:
+            self._progressed(objects, nbytes)
 
     async def _take_description(self, wanted: Wanted, described: ObjectDescribed) -> None:
         incoming, lease = wanted.incoming, wanted.lease
