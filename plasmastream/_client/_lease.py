@@ -83,10 +83,8 @@ class _Look:
 
     __slots__ = ("data", "end", "metadata")
 
-    def __init__(self, memory: WatchedMemory, place: Place, end: _End) -> None:
-        _, offset, data_size, metadata_size = place
+    def __init__(self, views: memoryview, data_size: int, end: _End) -> None:
         self.end = end
-        views = memory.view(offset, data_size + metadata_size, end)
         self.data = views[:data_size]
         self.metadata = views[data_size:]
 
@@ -109,12 +107,17 @@ class Lease:
     there, views that were made before are safe only as long as the parent has the hold.
     """
 
-    __slots__ = ("_keeper", "_look", "_place", "_ticket", "object_id")
+    __slots__ = ("_keeper", "_look", "_memory", "_offset", "_ticket", "data_size", "metadata_size", "object_id")
+
+    data_size: int
+    """Bytes of data."""
+    metadata_size: int
+    """Bytes of metadata."""
 
     def __init__(self, object_id: ObjectID, place: Place, ticket: Ticket, keeper: Keeper) -> None:
         """Take over a hold of `keeper` on the object at a place."""
         self.object_id = object_id
-        self._place = place
+        self._memory, self._offset, self.data_size, self.metadata_size = place
         self._ticket = ticket
         self._keeper = keeper
         self._look: _Look | None = None
@@ -134,19 +137,9 @@ class Lease:
         return look.metadata
 
     @property
-    def data_size(self) -> int:
-        """Bytes of data."""
-        return self._place[2]
-
-    @property
-    def metadata_size(self) -> int:
-        """Bytes of metadata."""
-        return self._place[3]
-
-    @property
     def size(self) -> int:
         """Bytes of data and metadata."""
-        return self._place[2] + self._place[3]
+        return self.data_size + self.metadata_size
 
     def copied(self) -> tuple[bytes, bytes]:
         """The object's data and its metadata, copied: of a small object, that costs far less than views of it.
@@ -154,21 +147,20 @@ class Lease:
         Raises:
             ValueError: the lease was released.
         """
-        index, offset, data_size, metadata_size = self._place
         with _changing:
             if self._look is _OVER:
                 raise ValueError(f"the lease of object {self.object_id} was released")
             if not self.size:
                 return b"", b""
-            memory, middle = self._keeper.shown(index).watched, offset + data_size
-            return memory.copied(offset, middle), memory.copied(middle, middle + metadata_size)
+            memory, middle = self._keeper.shown(self._memory).watched, self._offset + self.data_size
+            return memory.copied(self._offset, middle), memory.copied(middle, middle + self.metadata_size)
 
     @property
     def file(self) -> FileSlice:
         """Where the data lies in its file."""
         if not self.size or self._look is _OVER:
             return FileSlice(-1, 0)
-        return FileSlice(self._keeper.shown(self._place[0]).fd, self._place[1])
+        return FileSlice(self._keeper.shown(self._memory).fd, self._offset)
 
     @property
     def is_held(self) -> bool:
@@ -191,8 +183,9 @@ class Lease:
     def _begin_look(self) -> _Look:
         with _changing:
             if self._look is None:
-                memory = self._keeper.shown(self._place[0]).watched if self.size else _NO_MEMORY
-                self._look = _Look(memory, self._place, _End(self._keeper, self._ticket))
+                memory = self._keeper.shown(self._memory).watched if self.size else _NO_MEMORY
+                views = memory.view(self._offset, self.size, end := _End(self._keeper, self._ticket))
+                self._look = _Look(views, self.data_size, end)
             return self._look
 
     def __enter__(self) -> Self:
@@ -276,7 +269,7 @@ class _Nobody:
 
 
 _NOBODY = _Nobody()
-_OVER = _Look(_NO_MEMORY, (0, 0, 0, 0), _End(_NOBODY, 0))
+_OVER = _Look(memoryview(b""), 0, _End(_NOBODY, 0))
 """What a lease looks at that was released."""
 _OVER.data = _OVER.metadata = _NOTHING
 

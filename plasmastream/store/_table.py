@@ -59,7 +59,7 @@ class Client:
 _NOBODY: dict[Client, float] = {}
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, weakref_slot=False)
 class Entry:
     """One object: `data_size` bytes of data at `offset` in the segment, its metadata right behind.
 
