@@ -139,7 +139,7 @@ class Fetch:
                 for wanted in self._wanted:
                     if wanted.incoming is not None:
                         await wanted.incoming.abort()
-                await release_all([wanted.lease for wanted in self._wanted if wanted.lease is not None])
+                await release_all([lease for wanted in self._wanted if (lease := wanted.let_go()) is not None])
                 await self._opened.abandon()
         return [wanted.result for wanted in self._wanted if wanted.result is not None]
 

@@ -7,6 +7,7 @@ import anyio
 from plasmastream._errors import PeerError, StoreError, TransferError
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._transport import Transport
+from plasmastream.peer._turns import release_all
 from plasmastream.store._object_store import Lease, Leases, NewObject, ObjectStore
 from plasmastream.wire.plasma import NO_DIGEST
 from plasmastream.wire.stream import (
@@ -81,7 +82,8 @@ class Receiver:
             await self._undo()
             raise
         finally:
-            self._leases.release()
+            with anyio.CancelScope(shield=True):
+                await release_all(self._leases)
 
     async def _receive(self) -> None:
         while True:

@@ -22,9 +22,10 @@ def parts(items: Sequence[_T], at_once: int = _AT_ONCE) -> Iterator[Sequence[_T]
         yield items[first : first + at_once]
 
 
-async def release_all(leases: Sequence[Lease]) -> None:
-    """Release leases."""
-    for number, part in enumerate(parts(leases)):
-        if number:
+async def release_all(leases: list[Lease]) -> None:
+    """Release leases, in order; the list lets go of each part that is over, and is empty in the end."""
+    while leases:
+        Leases(leases[:_AT_ONCE]).release()
+        del leases[:_AT_ONCE]
+        if leases:
             await anyio.lowlevel.checkpoint()
-        Leases(part).release()

@@ -35,6 +35,11 @@ class Wanted:
     obstacle: tuple[int, str] = (Outcome.BROKEN_OFF, "")
     """What stood in the way last."""
 
+    def let_go(self) -> Lease | None:
+        """Give away the lease, if there is one."""
+        lease, self.lease = self.lease, None
+        return lease
+
     def is_same(self, data: Buffer, metadata: Buffer) -> bool:
         """Whether what is sealed here has these bytes."""
         assert self.lease is not None
