@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -46,11 +47,15 @@ class Node:
                 unsealed.seal(digest=bytes(8))
         return ids
 
-    def fetch(self, source: "Node", ids: Sequence[ObjectID], version: int, times: int = 1) -> list[float]:
-        """Seconds from each SYNC to its answer; what was fetched is deleted in between."""
-        return trio.run(self.sync_from, source, ids, version, times)
+    def fetch(
+        self, source: "Node", ids: Sequence[ObjectID], version: int, times: int = 1, *, keep: bool = False
+    ) -> list[float]:
+        """Seconds from each SYNC to its answer; what was fetched is deleted after each, unless it is to `keep` it."""
+        return trio.run(partial(self.sync_from, source, ids, version, times, keep=keep))
 
-    async def sync_from(self, source: "Node", ids: Sequence[ObjectID], version: int, times: int = 1) -> list[float]:
+    async def sync_from(
+        self, source: "Node", ids: Sequence[ObjectID], version: int, times: int = 1, *, keep: bool = False
+    ) -> list[float]:
         """Do what `fetch` does, on Trio."""
         request = PeerRequest(TransferKind.COPY, HOST, source.port, tuple(ids))
         taken: list[float] = []
@@ -60,7 +65,8 @@ class Node:
                 (status,) = await peer.sync([request])
                 taken.append(time.perf_counter() - start)
                 assert status == Status.SUCCESS, status
-                await trio.to_thread.run_sync(self.store.delete, list(ids))
+                if not keep:
+                    await trio.to_thread.run_sync(self.store.delete, list(ids))
         return taken
 
     def memory_growth(self, work: Callable[[], object]) -> float:

@@ -238,7 +238,9 @@ class _Growth:
             ids = source.give(65_536, 100)
 
             def fetch() -> None:
-                found[_RECEIVES] = destination.memory_growth(lambda: destination.fetch(source, ids, self._version))
+                found[_RECEIVES] = destination.memory_growth(
+                    lambda: destination.fetch(source, ids, self._version, keep=True)
+                )
 
             found[_SENDS] = source.memory_growth(fetch)
         return found
