@@ -9,6 +9,7 @@ from plasmastream.wire.stream.v2 import (
     End,
     FrameType,
     Lateness,
+    Limits,
     Progress,
     ServerConnection,
 )
@@ -64,14 +65,14 @@ def large_chunk() -> tuple[ServerConnection, bytes]:
     client.send(REQUESTS[4])
     feed(server, sent(client))
     server.next_event()
-    client.send_chunk(0, 0, memoryview(bytes(1 << 20)))
+    client.send_chunk(0, 0, memoryview(bytes(Limits().chunk_size)))
     return server, sent(client)
 
 
 def begin_chunk(server: ServerConnection, wire: bytes) -> memoryview:
     feed(server, wire[:48], 100)
     server.next_event()
-    server.supply_buffer(bytearray(1 << 20))
+    server.supply_buffer(bytearray(Limits().chunk_size))
     assert server.next_event() is NEED_DATA
     return memoryview(wire)[48:]
 
