@@ -5,6 +5,7 @@ Not for use from several threads.
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -163,8 +164,7 @@ class EmbeddedStore:
         """Evict the longest unused objects until `nbytes` bytes are free; returns bytes freed."""
         evicted = 0
         while evicted < nbytes:
-            left = nbytes - evicted
-            some = await self._when_there_is_room(lambda: self.core.evict_some(left), 0, 0.0)  # noqa: B023
+            some = await self._when_there_is_room(partial(self.core.evict_some, nbytes - evicted), 0, 0.0)
             if not some:
                 break
             evicted += sum(entry.size for entry in some)
