@@ -26,6 +26,12 @@ from plasmastream.wire.stream import (
     TransferKind,
 )
 
+_WHOLE = 128 << 10
+"""Objects of up to so many bytes go into the store with others, as those of version 2 do.
+
+100 KiB each: 77 microseconds with a create, a seal and a get of its own, 44 with others.
+"""
+
 _PERHAPS_INVALID = "a server does so when it finds a SYNC invalid, one that names itself for instance: see its log"
 
 
@@ -84,7 +90,7 @@ class Version1Client:
         self.host = host
         self.port = port
         self._timeouts = timeouts
-        self._limits = limits or Limits()
+        self._limits = limits or Limits(inline_size=_WHOLE)
         self._connect = connect
         self._witness = witness
         self._lock = anyio.Lock()
