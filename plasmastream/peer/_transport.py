@@ -16,6 +16,7 @@ import anyio.lowlevel
 
 from plasmastream._errors import PeerError
 from plasmastream._os_errors import reason_of
+from plasmastream.peer._event_loop import CLOSED, running_loop
 
 _Address: TypeAlias = tuple[str | int, ...]
 
@@ -112,6 +113,7 @@ class TcpTransport:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
         self._socket = sock
+        self._loop = running_loop()
         self._calls = 0
         try:
             self.peer = format_address(sock.getpeername())
@@ -131,7 +133,7 @@ class TcpTransport:
             try:
                 return self._socket.recv_into(buffer)
             except BlockingIOError:
-                await self._wait(anyio.wait_readable, timeout, f"sent nothing for {timeout:g} s")
+                await self._wait(self._loop.wait_readable, timeout, "sent nothing", timeout)
             except OSError as error:
                 raise self._broken(error) from error
 
@@ -155,15 +157,15 @@ class TcpTransport:
                             nbytes = self._socket.send(step)
                     except BlockingIOError:
                         if moved >= at_least:
-                            moved, since = 0, anyio.current_time()
-                        left = timeout - (anyio.current_time() - since)
+                            moved, since = 0, self._loop.now()
+                        left = timeout - (self._loop.now() - since)
                         what = "took nothing" if not moved else f"took {moved} bytes only"
                         try:
-                            await self._wait(anyio.wait_writable, left, f"{what} for {timeout:g} s")
+                            await self._wait(self._loop.wait_writable, left, what, timeout)
                         except PeerStalledError:
                             if excuse is None or not await excuse():
                                 raise
-                            moved, since = 0, anyio.current_time()
+                            moved, since = 0, self._loop.now()
                     except OSError as error:
                         raise self._broken(error) from error
                     else:
@@ -190,7 +192,7 @@ class TcpTransport:
     def close(self) -> None:
         """See `Transport.close`."""
         if self._socket.fileno() >= 0:
-            anyio.notify_closing(self._socket)
+            self._loop.notify_closing(self._socket)
             self._socket.close()
 
     def abort(self) -> None:
@@ -206,15 +208,24 @@ class TcpTransport:
             await anyio.lowlevel.checkpoint()
 
     async def _wait(
-        self, wait: Callable[[socket.socket], Awaitable[None]], timeout: float, what: str
+        self, wait: Callable[[socket.socket], Awaitable[None]], left: float, what: str, timeout: float
     ) -> None:
-        with anyio.move_on_after(timeout) as scope:
-            try:
-                await wait(self._socket)
-            except anyio.ClosedResourceError:
+        """Wait for the socket for the seconds `left` of a `timeout`; returns early now and then."""
+        deadline = self._loop.now() + left
+        alarm = self._loop.call_at(deadline, self._wake)
+        try:
+            await wait(self._socket)
+        except CLOSED:
+            if self._socket.fileno() < 0:
                 raise PeerError(f"the connection to {self.peer} was closed") from None
-        if scope.cancelled_caught:
-            raise PeerStalledError(f"{self.peer} {what}")
+            if self._loop.now() >= deadline:  # or else that of another wait
+                raise PeerStalledError(f"{self.peer} {what} for {timeout:g} s") from None
+        finally:
+            alarm.cancel()
+
+    def _wake(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.notify_closing(self._socket)
 
     def _broken(self, error: OSError) -> PeerError:
         return PeerError(f"the connection to {self.peer} broke: {error.strerror or error}")
