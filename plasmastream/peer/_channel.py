@@ -42,7 +42,8 @@ class Channel:
         self.connection = connection
         self.transport = transport
         self.patience = patience
-        self._now = running_loop().now
+        self.loop = running_loop()
+        self._now = self.loop.now
         self.received = 0
         """Bytes that have come."""
 

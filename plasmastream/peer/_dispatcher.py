@@ -6,6 +6,7 @@ import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import anyio
 import attrs
 import trio
 
@@ -108,7 +109,7 @@ class Dispatcher:
         self._receiving = Claims()
         self.is_claimed: Callable[[ObjectID], bool] = lambda object_id: False
         """Whether a client of this server is taking an object from it."""
-        self._fetches = trio.CapacityLimiter(_max_fetches())
+        self._fetches = anyio.Semaphore(_max_fetches(), max_value=_max_fetches(), fast_acquire=True)
         self._peers: dict[tuple[str, int], _Peer] = {}
 
     async def sync(self, peer_requests: Sequence[PeerRequest]) -> list[int]:
@@ -152,19 +153,19 @@ class Dispatcher:
         results: dict[ObjectID, Result] = {}
         left: Sequence[ObjectID] = request.object_ids
         deadline = math.inf if timeout is None else trio.current_time() + timeout
-        with trio.CancelScope(deadline=deadline) as waiting:
-            while left:
-                ours = self._receiving.unclaimed(left)
-                if not ours:
+        while left:
+            ours = self._receiving.unclaimed(left)
+            if not ours:
+                with trio.CancelScope(deadline=deadline) as waiting:
                     await self._receiving.wait(left)
-                    continue
-                with self._receiving.claim(ours):
-                    waiting.deadline = math.inf  # from here on, the fetch itself looks at the time
-                    patience = None if timeout is None else max(0.0, deadline - trio.current_time())
-                    fetched = await self._fetch(request, ours, patience, encoding, budget, report)
-                waiting.deadline = deadline
-                results |= {result.object_id: result for result in fetched}
-                left = [object_id for object_id in left if object_id not in results]
+                if waiting.cancelled_caught:
+                    break
+                continue
+            with self._receiving.claim(ours):
+                patience = None if timeout is None else max(0.0, deadline - trio.current_time())
+                fetched = await self._fetch(request, ours, patience, encoding, budget, report)
+            results |= {result.object_id: result for result in fetched}
+            left = [object_id for object_id in left if object_id not in results]
         late = Outcome.OUT_OF_TIME, "another request was fetching it until the time was over"
         return [results.get(object_id) or Result(object_id, *late) for object_id in request.object_ids]
 

@@ -131,22 +131,30 @@ class Fetch:
             OldPeerError: the peer speaks version 1 alone; nothing has been done.
             StoreConnectionError: our store is gone.
         """
+        deadline = self._persistence.deadline
         try:
-            with anyio.CancelScope(deadline=self._persistence.deadline) as scope:
-                await self._find_present(self._wanted)
-                while self._unfinished and await self._go_on():
-                    pass
-                await self._close_all()
-            if scope.cancelled_caught:
-                self._give_up(self._unfinished, Outcome.OUT_OF_TIME, "the time allowed for it is over")
+            if deadline == math.inf:
+                await self._fetch_all()
+            else:
+                with anyio.CancelScope(deadline=deadline) as scope:
+                    await self._fetch_all()
+                if scope.cancelled_caught:
+                    self._give_up(self._unfinished, Outcome.OUT_OF_TIME, "the time allowed for it is over")
         finally:
-            with anyio.CancelScope(shield=True):
-                for wanted in self._wanted:
-                    if wanted.incoming is not None:
-                        await wanted.incoming.abort()
-                await release_all([wanted.lease for wanted in self._wanted if wanted.lease is not None])
-                await self._abandon()
+            await release_all([wanted.lease for wanted in self._wanted if wanted.lease is not None])
+            begun = [wanted.incoming for wanted in self._wanted if wanted.incoming is not None]
+            if begun or self._has_opened:
+                with anyio.CancelScope(shield=True):
+                    for incoming in begun:
+                        await incoming.abort()
+                    await self._abandon()
         return [wanted.result for wanted in self._wanted if wanted.result is not None]
+
+    async def _fetch_all(self) -> None:
+        await self._find_present(self._wanted)
+        while self._unfinished and await self._go_on():
+            pass
+        await self._close_all()
 
     @property
     def _unfinished(self) -> list[Wanted]:
@@ -414,7 +422,7 @@ class Fetch:
                     failures.append(error.with_traceback(None))
                     return
 
-        if len(left) == 1:
+        if len(left) <= 1:
             await work()
         else:
             async with anyio.create_task_group() as tasks:

@@ -94,6 +94,17 @@ class Session:
             PeerError: the connection broke.
             ProtocolError: the client broke the protocol.
         """
+        failure: PeerError | ProtocolError | None = None
+        async with trio.open_nursery() as self._nursery:
+            try:
+                await self._serve(refusal)
+            except (PeerError, ProtocolError) as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        self._channel.close()
+
+    async def _serve(self, refusal: str) -> None:
         channel = self._channel
         try:
             greeting = await channel.next_event()
@@ -102,14 +113,12 @@ class Session:
             assert isinstance(greeting, Hello)
             if refusal:
                 await channel.send(End(Outcome.BUSY, refusal, 1.0))
-                channel.close()
                 return
             self._node = greeting.identity
             channel.connection.greet()
             await channel.flush()
             while isinstance(request := await self._next_request(), Message):
                 await self._answer(request)
-            channel.close()
         except ProtocolError as error:
             # What was damaged on its way is asked for again on another connection. Only who has no answer yet needs a
             # word, lest it take us for version 1.
@@ -137,9 +146,10 @@ class Session:
 
     async def _next_request(self) -> Message | ConnectionClosed | None:
         """The next request, or the clean end; None where the connection stays idle, or the server stops."""
-        with trio.CancelScope() as scope, self._services.may_stop(scope, self._used):
-            return await self._read_request()
-        return None
+        scope = self._nursery.cancel_scope
+        with self._services.may_stop(scope, self._used):
+            request = await self._read_request()
+        return None if scope.cancel_called else request
 
     async def _read_request(self) -> Message | ConnectionClosed | None:
         try:
@@ -155,30 +165,13 @@ class Session:
         services = self._services
         admission = services.syncs if isinstance(request, Sync) else services.admission
         try:
-            async with AsyncExitStack() as place:
-                enter = partial(place.enter_async_context, admission.admit(self._peer))
-                await (self._channel.patiently(enter) if admission.is_full(self._peer) else enter())
-                match request:
-                    case Open():
-                        await self._open(request)
-                    case Read():
-                        await self._read(request)
-                    case Drop():
-                        await self._drop(request)
-                    case Close():
-                        await self._close(request)
-                    case Put():
-                        hold = self._hold(request.token)
-                        await self._end_putting(hold)
-                        async with services.holds.put_by(hold, self._channel):
-                            await PutRequest(services, self._channel, hold, request).answer()
-                    case Sync():
-                        await answer_sync(services, self._channel, request)
-                    case Stat():
-                        await self._list(request.object_ids)
-                    case _:
-                        assert isinstance(request, ListObjects)
-                        await self._list(None)
+            if admission.is_full(self._peer):
+                async with AsyncExitStack() as place:
+                    await self._channel.patiently(partial(place.enter_async_context, admission.admit(self._peer)))
+                    await self._carry_out(request)
+            else:
+                async with admission.admit(self._peer):
+                    await self._carry_out(request)
             end = End()
         except BusyError as error:
             end = End(Outcome.BUSY, str(error), error.retry_after)
@@ -189,6 +182,29 @@ class Session:
             end = End(outcome_of(error), str(error)[:1000])
         services.holds.tidy(self._used)
         await self._channel.send(end)
+
+    async def _carry_out(self, request: Message) -> None:
+        match request:
+            case Open():
+                await self._open(request)
+            case Read():
+                await self._read(request)
+            case Drop():
+                await self._drop(request)
+            case Close():
+                await self._close(request)
+            case Put():
+                hold = self._hold(request.token)
+                await self._end_putting(hold)
+                async with self._services.holds.put_by(hold, self._channel):
+                    await PutRequest(self._services, self._channel, hold, request).answer()
+            case Sync():
+                await answer_sync(self._services, self._channel, self._nursery, request)
+            case Stat():
+                await self._list(request.object_ids)
+            case _:
+                assert isinstance(request, ListObjects)
+                await self._list(None)
 
     def _hold(self, token: bytes) -> Hold:
         hold = self._services.holds.use(token, self._node, self._peer, self._used)
