@@ -2,9 +2,6 @@
 
 import math
 
-import anyio
-import anyio.lowlevel
-
 from plasmastream._errors import PeerError, RemoteProtocolError
 from plasmastream.peer._event_loop import running_loop
 from plasmastream.peer._results import RefusedError

@@ -1,7 +1,7 @@
 """What connections need of the event loop, Trio's or asyncio's, with the question which one it is asked once for each.
 
-A deadline is an alarm here, not a cancel scope: most waits end long before theirs, and an alarm that does not ring costs
-a place in a set. One task for all of a Trio run sleeps until the first of them; asyncio has the like.
+A deadline is an alarm here, not a cancel scope: most waits end long before theirs, and an alarm that does not ring
+costs a place in a set. One task for all of a Trio run sleeps until the first of them; asyncio has the like.
 """
 
 import asyncio

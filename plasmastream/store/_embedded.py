@@ -213,7 +213,7 @@ class EmbeddedStore:
         self.close()
 
     async def _breathe(self, objects: int) -> None:
-        """Give way to a cancel before a call that works on so many objects; and to others, if it has been many since."""
+        """Give way to a cancel before a call about so many objects; and to others, if it has been many since."""
         self._since_turn += max(1, objects)
         if self._since_turn < _OBJECTS_PER_TURN:
             await anyio.lowlevel.checkpoint_if_cancelled()

@@ -324,15 +324,18 @@ class _Connection(ABC):
     # Parsing
 
     def _parse(self) -> Generator[AnyEvent | Signal, None, None]:
+        scratch = self._scratch
         while True:
-            while len(self._scratch) < HEAD.size:
+            while len(scratch) < HEAD.size:
                 yield NEED_DATA
             self._in_frame = True
             self._liveness.begin_frame(self._liveness.last_progress)
-            head = unpack_head(self._scratch.peek(HEAD.size))
-            self._scratch.consume(HEAD.size)
+            head = unpack_head(scratch.take(HEAD.size))
             wanted = self._accept(head)
-            body = yield from self._read_body(head)
+            is_here = len(scratch) >= head.length
+            body = scratch.take(head.length) if is_here else (yield from self._read_body(head.length))
+            if check_of(body) != head.check:
+                raise DamagedError(f"the body of a {head.type.name} was damaged on its way")
             match head.type:
                 case FrameType.CHUNK:
                     yield from self._parse_chunk(body)
@@ -353,19 +356,17 @@ class _Connection(ABC):
                     if wanted:
                         yield message
 
-    def _read_body(self, head: Head) -> Generator[Signal, None, bytearray]:
+    def _read_body(self, length: int) -> Generator[Signal, None, bytearray]:
         # It grows as it comes: an announcement alone takes no memory.
         body = bytearray()
-        while missing := head.length - len(body):
+        while missing := length - len(body):
             if arrived := min(missing, len(self._scratch)):
                 body += self._scratch.take(arrived)
             else:
                 yield NEED_DATA
-        if check_of(memoryview(body)) != head.check:
-            raise DamagedError(f"the body of a {head.type.name} was damaged on its way")
         return body
 
-    def _parse_chunk(self, body: bytearray) -> Generator[AnyEvent | Signal, None, None]:
+    def _parse_chunk(self, body: bytes | bytearray) -> Generator[AnyEvent | Signal, None, None]:
         if len(body) != CHUNK.size:
             raise RemoteProtocolError(f"a CHUNK has a body of {len(body)} bytes")
         index, number, offset, length, wire_length, checksum = CHUNK.unpack(body)
@@ -396,7 +397,7 @@ class _Connection(ABC):
         self._in_frame = False
         yield ChunkEnded(index, offset, length, is_intact)
 
-    def _parse_run(self, body: bytearray) -> Generator[AnyEvent | Signal, None, None]:
+    def _parse_run(self, body: bytes | bytearray) -> Generator[AnyEvent | Signal, None, None]:
         if len(body) != RUN.size:
             raise RemoteProtocolError(f"a RUN has a body of {len(body)} bytes")
         count, number, length, wire_length, checksum = RUN.unpack(body)
@@ -435,7 +436,7 @@ class _Connection(ABC):
                 payload.let_go()
         self._payload = self._chunk = None
 
-    def _described(self, body: bytearray) -> ObjectDescribed:
+    def _described(self, body: bytes | bytearray) -> ObjectDescribed:
         if len(body) < OBJECT.size:
             raise RemoteProtocolError(f"an OBJECT has a body of {len(body)} bytes")
         index, metadata_size, data_size, handle = OBJECT.unpack_from(body)
