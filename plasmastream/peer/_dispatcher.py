@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 _MAX_FETCHES = 256
 _MAX_CONNECTED, _MAX_PEERS = 64, 1024
 _IDLE = 60.0
+_COMPRESSIONS = {int(encoding): encoding.name.lower() for encoding in (Encoding.ZSTD, Encoding.LZ4)}
 
 
 class Claims:
@@ -179,9 +180,12 @@ class Dispatcher:
         report: Report,
     ) -> list[Result]:
         kind = TransferKind.TAKE if request.take else TransferKind.COPY
-        compression = {Encoding.ZSTD: "zstd", Encoding.LZ4: "lz4"}.get(Encoding(encoding)) if encoding < 3 else None
-        with self._peer(request.host, request.port) as client:
-            results = await client.fetch(
+        compression = _COMPRESSIONS.get(encoding)
+        address = request.host, request.port
+        peer = self._peer(address)
+        peer.users += 1
+        try:
+            results = await peer.client.fetch(
                 kind,
                 object_ids,
                 self._store,
@@ -192,35 +196,32 @@ class Dispatcher:
                 turn=lambda: self._fetches,
                 on_progress=report,
             )
+        finally:
+            peer.users -= 1
+            peer.used_at = trio.current_time()
+            self._peers[address] = self._peers.pop(address)  # the last one used is the last one
+            if len(self._peers) > _MAX_CONNECTED:
+                self._close_idle(_MAX_CONNECTED)
         failed = [result for result in results if not result.is_success]
         if failed:
-            _log.warning("%s of %d of %d objects from %s: %s", kind.name, len(failed), len(results), client, failed[0])
+            count = len(results)
+            _log.warning("%s of %d of %d objects from %s: %s", kind.name, len(failed), count, peer.client, failed[0])
         return results
 
-    @contextmanager
-    def _peer(self, host: str, port: int) -> Iterator[PeerClient]:
-        """A client of a peer, whose connections are kept for the next request."""
-        peer = self._peers.get((host, port))
+    def _peer(self, address: tuple[str, int]) -> "_Peer":
+        """A peer, whose connections are kept for the next request."""
+        peer = self._peers.get(address)
         if peer is None:
             client = PeerClient(
-                host,
-                port,
+                *address,
                 timeouts=self._timeouts,
                 limits=self._limits,
                 connect=self._connect,
                 version=self._version,
                 hello=self._hello,
             )
-            peer = self._peers[host, port] = _Peer(client)
-        peer.users += 1
-        try:
-            yield peer.client
-        finally:
-            peer.users -= 1
-            peer.used_at = trio.current_time()
-            self._peers[host, port] = self._peers.pop((host, port))  # the last one used is the last one
-            if len(self._peers) > _MAX_CONNECTED:
-                self._close_idle(_MAX_CONNECTED)
+            peer = self._peers[address] = _Peer(client)
+        return peer
 
     def _close_idle(self, most: int) -> None:
         """Close connections to peers that nobody has used for a while, and to all but the last so many.

@@ -8,7 +8,7 @@ source what is sealed here. A round in which nothing moved is followed by a wait
 import logging
 import math
 import os
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 
@@ -119,7 +119,7 @@ class Fetch:
         self._moved = False
         self._has_opened = False
         self._hindered: set[ObjectID] = set()
-        self._damaged: Counter[tuple[ObjectID, int]] = Counter()
+        self._damaged: defaultdict[tuple[ObjectID, int], int] = defaultdict(int)
 
     async def run(self) -> list[Result]:
         """Fetch all that can be fetched.
@@ -180,11 +180,12 @@ class Fetch:
         try:
             async with self._turn():
                 await self._open_all()
-                await self._check_all()
-                await self._read_all()
-                if self._take:
-                    await self._drop_all()
-                await self._close_finished()
+                if self._unfinished:
+                    await self._check_all()
+                    await self._read_all()
+                    if self._take:
+                        await self._drop_all()
+                    await self._close_finished()
         except OldPeerError:
             if self._persistence.has_progressed:
                 raise PeerError(f"{self._lanes} spoke version 2, and does no more") from None

@@ -122,6 +122,7 @@ class PeerServer:
         self._background: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._accepting = trio.CancelScope()
+        self._is_stopping = False
         self._idle: dict[trio.CancelScope, Set[Hold]] = {}
         self.address = ("", 0)
 
@@ -151,6 +152,7 @@ class PeerServer:
     def shut_down(self, grace: float) -> None:
         """Stop accepting; let transfers under way end within `grace` seconds; then `serve` returns."""
         self._scope.deadline = trio.current_time() + grace
+        self._is_stopping = True
         self._accepting.cancel()
         self._services.holds.close()
         self._stop_idle()
@@ -164,7 +166,7 @@ class PeerServer:
     def _may_stop(self, scope: trio.CancelScope, used: Set[Hold] = frozenset()) -> Iterator[None]:
         """A block of a cancel scope that a shutdown may cut short, as soon as these tokens hold nothing."""
         self._idle[scope] = used
-        if self._accepting.cancel_called:
+        if self._is_stopping:
             self._stop_idle()  # also others: what their tokens held may have been let go over this connection
         try:
             yield

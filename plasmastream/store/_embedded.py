@@ -223,7 +223,7 @@ class EmbeddedStore:
 
     async def _when_there_is_room(self, attempt: Callable[[], _T], size: int, timeout: float) -> _T:
         """Try now, and whenever there is more room, for as long as `size` bytes may ever fit."""
-        deadline = anyio.current_time() + timeout
+        deadline: float | None = None
         while True:
             try:
                 return attempt()
@@ -234,7 +234,9 @@ class EmbeddedStore:
                     await self.spiller.make_way(error.entries)
                 continue
             except StoreFullError:
-                if size > self.capacity or anyio.current_time() >= deadline:
+                now = anyio.current_time()
+                deadline = now + timeout if deadline is None else deadline
+                if size > self.capacity or now >= deadline:
                     raise
             room = anyio.Event()
             self.core.watch_room(room.set)

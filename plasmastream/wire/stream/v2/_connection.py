@@ -62,11 +62,12 @@ from plasmastream.wire.stream.v2._messages import (
     encode_message,
 )
 from plasmastream.wire.stream.v2._rules import check, check_message, check_payload, check_run, check_sizes
-from plasmastream.wire.stream.v2._state import CLIENT_MAY, GREETING, IDLE, REQUESTS, SERVER_MAY
+from plasmastream.wire.stream.v2._state import CHANGING, CLIENT_MAY, GREETING, IDLE, REQUESTS, SERVER_MAY
 
 Piece: TypeAlias = bytes | memoryview
 AnyEvent: TypeAlias = Event | Message
 
+_ENCODINGS = {int(encoding): encoding for encoding in Encoding}
 _HEAD_OF_CHUNK = HEAD.size + CHUNK.size
 
 
@@ -351,8 +352,9 @@ class _Connection(ABC):
                     if isinstance(message, Hello):
                         check(self.peer is None, "a second HELLO came, with %d features", len(message.features))
                         self._met(message)
-                    self._changed_by(head.type)
-                    self._liveness.expect(self._due(), self._liveness.last_progress)
+                    if head.type in CHANGING:
+                        self._changed_by(head.type)
+                        self._liveness.expect(self._due(), self._liveness.last_progress)
                     if wanted:
                         yield message
 
@@ -415,12 +417,15 @@ class _Connection(ABC):
     def _read_encoded(
         self, encoding: Encoding, wire_length: int, length: int
     ) -> Generator[Signal, None, bytes | bytearray | None]:
-        payload = self._payload = Payload(wire_length)
-        encoded = bytearray(wire_length)
-        payload.supply(encoded, self._scratch)
-        yield from self._fill(payload)
-        payload.let_go()
-        self._payload = None
+        if len(self._scratch) >= wire_length:
+            encoded: bytes | bytearray = self._scratch.take(wire_length)
+        else:
+            payload = self._payload = Payload(wire_length)
+            encoded = bytearray(wire_length)
+            payload.supply(encoded, self._scratch)
+            yield from self._fill(payload)
+            payload.let_go()
+            self._payload = None
         return encoded if encoding is Encoding.NONE else decode(encoding, encoded, length)
 
     def _fill(self, payload: Payload) -> Generator[Signal, None, None]:
@@ -546,7 +551,7 @@ def _pack(layout: Struct, *values: int) -> bytes:
 
 
 def _encoding(number: int) -> Encoding:
-    try:
-        return Encoding(number)
-    except ValueError:
-        raise RemoteProtocolError(f"a payload has the unknown encoding {number}") from None
+    encoding = _ENCODINGS.get(number)
+    if encoding is None:
+        raise RemoteProtocolError(f"a payload has the unknown encoding {number}")
+    return encoding

@@ -30,10 +30,7 @@ class Outcome(IntEnum):
     @classmethod
     def known(cls, value: int) -> "Outcome | None":
         """The outcome of that value; None where only a later version knows it."""
-        try:
-            return cls(value)
-        except ValueError:
-            return None
+        return _KNOWN.get(value)
 
     @property
     def is_success(self) -> bool:
@@ -45,6 +42,8 @@ class Outcome(IntEnum):
         """Whether the same may go well a moment later."""
         return self in _PASSING
 
+
+_KNOWN: Final = {int(outcome): outcome for outcome in Outcome}
 
 _PASSING: Final = frozenset(
     {
