@@ -95,7 +95,7 @@ class Session:
             ProtocolError: the client broke the protocol.
         """
         failure: PeerError | ProtocolError | None = None
-        async with trio.open_nursery() as self._nursery:
+        async with trio.open_nursery() as self._channel.nursery:
             try:
                 await self._serve(refusal)
             except (PeerError, ProtocolError) as error:
@@ -146,7 +146,7 @@ class Session:
 
     async def _next_request(self) -> Message | ConnectionClosed | None:
         """The next request, or the clean end; None where the connection stays idle, or the server stops."""
-        scope = self._nursery.cancel_scope
+        scope = self._channel.nursery.cancel_scope
         with self._services.may_stop(scope, self._used):
             request = await self._read_request()
         return None if scope.cancel_called else request
@@ -199,7 +199,7 @@ class Session:
                 async with self._services.holds.put_by(hold, self._channel):
                     await PutRequest(self._services, self._channel, hold, request).answer()
             case Sync():
-                await answer_sync(self._services, self._channel, self._nursery, request)
+                await answer_sync(self._services, self._channel, request)
             case Stat():
                 await self._list(request.object_ids)
             case _:
@@ -253,7 +253,7 @@ class Session:
         services, channel = self._services, self._channel
         missing: list[int] = []
         ids = [request.object_ids[index] for index in batch]
-        found = await channel.patiently(partial(services.store.get, ids, timeout=timeout), again=True)
+        found = await channel.patiently(partial(services.store.get, ids, timeout=timeout))
         try:
             run: list[tuple[int, Lease]] = []
             size = described = 0
@@ -317,8 +317,9 @@ class Session:
         await self._channel.check_cancel()
 
     def _encoding(self, number: int) -> Encoding:
-        peer, ours = self._channel.connection.peer, self._services.hello
-        encoding = Encoding(number) if number in (0, 1, 2) else Encoding.NONE
+        if number not in (1, 2):
+            return Encoding.NONE
+        peer, ours, encoding = self._channel.connection.peer, self._services.hello, Encoding(number)
         name = encoding.name.lower()
         known = peer is not None and name in peer.features and name in ours.features
         return encoding if known else Encoding.NONE
@@ -395,7 +396,7 @@ class Session:
     ) -> list[tuple[int, ObjectID]]:
         """Those that are still the objects which were opened: a restarted store may have others of these ids."""
         ids = [object_id for _, object_id in doomed]
-        found = await self._channel.patiently(partial(self._services.store.get, ids), again=True) if ids else []
+        found = await self._channel.patiently(partial(self._services.store.get, ids)) if ids else []
         kept = []
         for (index, object_id), lease in zip(doomed, found, strict=True):
             opened = hold.leases.get(object_id)  # perhaps closed meanwhile, on another connection
@@ -421,7 +422,7 @@ class Session:
     # Stat, list
 
     async def _list(self, object_ids: Sequence[ObjectID] | None) -> None:
-        infos = await self._channel.patiently(partial(self._services.store.list_objects, object_ids), again=True)
+        infos = await self._channel.patiently(partial(self._services.store.list_objects, object_ids))
         for part in parts(infos):
             self._channel.connection.send(_listed(part))
             await self._channel.flush()

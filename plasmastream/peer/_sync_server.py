@@ -13,6 +13,7 @@ import trio
 
 from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError
 from plasmastream.peer._budget import Budget
+from plasmastream.peer._companion import Companion
 from plasmastream.peer._results import Result, outcome_of
 from plasmastream.peer._services import CancelledByClientError, ServerChannel, Services
 from plasmastream.wire.stream.v2 import Amount, Fetch, Outcome, Outcomes, Progress, Sync
@@ -36,59 +37,36 @@ class _State:
         self.nbytes += nbytes
 
 
-async def answer_sync(services: Services, channel: ServerChannel, nursery: trio.Nursery, request: Sync) -> None:
+async def answer_sync(services: Services, channel: ServerChannel, request: Sync) -> None:
     """Answer a SYNC, but for its END.
 
-    When the client leaves: what it asked for stops, or goes on to its end, as it said. The task that attends to the
-    client belongs to the `nursery`; it is over when this returns.
+    When the client leaves: what it asked for stops, or goes on to its end, as it said.
 
     Raises:
         CancelledByClientError: the client wants no more.
         PeerError: it is gone.
         ProtocolError: it broke the protocol.
     """
-    await _SyncRequest(services, channel, nursery, request).answer()
-
-
-@attrs.define(eq=False)
-class _Attending:
-    """The task that attends to the client."""
-
-    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
-    until_news: trio.CancelScope = attrs.Factory(trio.CancelScope)
-    sending: trio.Lock = attrs.Factory(trio.Lock)
-    over: trio.Event = attrs.Factory(trio.Event)
-
-    async def end(self) -> None:
-        async with self.sending:  # half a frame would be the end of the connection
-            self.scope.cancel()
-        await self.over.wait()
+    await _SyncRequest(services, channel, request).answer()
 
 
 class _SyncRequest:
-    def __init__(self, services: Services, channel: ServerChannel, nursery: trio.Nursery, request: Sync) -> None:
+    def __init__(self, services: Services, channel: ServerChannel, request: Sync) -> None:
         self._services = services
         self._channel = channel
-        self._nursery = nursery
         self._request = request
         self._states = [_State() for _ in request.requests]
         self._budget = Budget(request.max_bytes or _DEFAULT_MAX_BYTES)
         self._left = len(request.requests)
-        self._attending: _Attending | None = None
+        self._until_news = trio.CancelScope()
         self._work = trio.CancelScope()
         self._finished: list[tuple[int, Sequence[Result]]] = []
         self._failure: PeerError | ProtocolError | None = None
 
     async def answer(self) -> None:
-        loop = self._channel.loop
-        alarm = loop.call_at(loop.now() + _ATTEND_AFTER, self._begin_attending)
-        try:
+        async with self._channel.accompanied(_ATTEND_AFTER, self._attend):
             with self._work:
                 await self._fetch_all()
-        finally:
-            alarm.cancel()
-        if self._attending is not None:
-            await self._attending.end()
         if self._failure is not None:
             raise self._failure
         self._queue_news()  # which leaves with the END
@@ -120,27 +98,20 @@ class _SyncRequest:
         self._finished.append((number, results))
         self._states[number].objects = len(results)
         self._left -= 1
-        if self._left and self._attending is not None:
-            self._attending.until_news.cancel()
+        if self._left:
+            self._until_news.cancel()
 
-    def _begin_attending(self) -> None:
-        self._attending = _Attending()
-        self._nursery.start_soon(self._attend, self._attending)
-
-    async def _attend(self, attending: "_Attending") -> None:
+    async def _attend(self, companion: Companion) -> None:
         """Listen to the client, and tell it what is new: at once where a peer request is done, else every second."""
         try:
-            with attending.scope:
-                while True:
-                    with trio.move_on_after(_REPORT_EVERY) as attending.until_news:
-                        raise self._channel.not_wanted(await self._channel.next_event())
-                    async with attending.sending:
-                        self._queue_news()
-                        await self._channel.flush()
+            while True:
+                with trio.move_on_after(_REPORT_EVERY) as self._until_news:
+                    raise self._channel.not_wanted(await self._channel.next_event())
+                async with companion.sending:
+                    self._queue_news()
+                    await self._channel.flush()
         except (PeerError, ProtocolError) as error:
             self._leave(error)
-        finally:
-            attending.over.set()
 
     def _queue_news(self) -> None:
         connection = self._channel.connection

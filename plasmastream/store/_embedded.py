@@ -167,7 +167,7 @@ class EmbeddedStore:
         """Evict the longest unused objects until `nbytes` bytes are free; returns bytes freed."""
         evicted = 0
         while evicted < nbytes:
-            await self._breathe(_OBJECTS_PER_TURN)
+            await self._breathe(1 + _OBJECTS_PER_TURN)
             left = nbytes - evicted
             some = await self._when_there_is_room(lambda: self.core.evict_some(left), 0, 0.0)  # noqa: B023
             if not some:
@@ -215,10 +215,10 @@ class EmbeddedStore:
     async def _breathe(self, objects: int) -> None:
         """Give way to a cancel before a call about so many objects; and to others, if it has been many since."""
         self._since_turn += max(1, objects)
-        if self._since_turn < _OBJECTS_PER_TURN:
+        if self._since_turn <= _OBJECTS_PER_TURN:
             await anyio.lowlevel.checkpoint_if_cancelled()
         else:
-            self._since_turn = 0
+            self._since_turn = objects
             await anyio.lowlevel.checkpoint()
 
     async def _when_there_is_room(self, attempt: Callable[[], _T], size: int, timeout: float) -> _T:

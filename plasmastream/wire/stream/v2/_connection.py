@@ -278,6 +278,8 @@ class _Connection(ABC):
 
     def _encode(self, encoding: Encoding, content: Piece) -> tuple[Encoding, Piece]:
         """Encode a payload, unless that would not help, or the other side did not name the encoding."""
+        if encoding is Encoding.NONE:
+            return encoding, content
         features = self.peer.features if self.peer is not None else ()
         encoded = encode(encoding, content) if encoding.name.lower() in features else None
         return (Encoding.NONE, content) if encoded is None else (encoding, encoded)
