@@ -3,8 +3,8 @@
 import logging
 import math
 import resource
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
 
 import anyio
 import attrs
@@ -67,17 +67,27 @@ class Claims:
                 await self._claimed[object_id].wait()
                 return
 
-    @contextmanager
-    def claim(self, object_ids: Sequence[ObjectID]) -> Iterator[None]:
+    def claim(self, object_ids: Sequence[ObjectID]) -> "_Claim":
         """Claim objects of which none is claimed, for the time of a `with` block."""
+        return _Claim(self._claimed, object_ids)
+
+
+@attrs.frozen
+class _Claim:
+    claimed: dict[ObjectID, trio.Event]
+    object_ids: Sequence[ObjectID]
+
+    def __enter__(self) -> None:
         over = trio.Event()
-        self._claimed.update(dict.fromkeys(object_ids, over))
-        try:
-            yield
-        finally:
-            for object_id in object_ids:
-                del self._claimed[object_id]
-            over.set()
+        for object_id in self.object_ids:
+            self.claimed[object_id] = over
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for object_id in self.object_ids:
+            over = self.claimed.pop(object_id)
+        over.set()
 
 
 class Dispatcher:

@@ -37,6 +37,8 @@ class Lane(Enum):
     LARGE = 4
     SYNC = 16
 
+    __hash__ = object.__hash__  # that of an enum is written in Python
+
 
 class OldPeerError(PeerError):
     """The peer seems to speak version 1 alone; `Lanes.is_old` says whether it has proven that."""

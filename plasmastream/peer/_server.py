@@ -8,10 +8,11 @@ import logging
 import math
 import socket
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Sequence, Set
+from types import TracebackType
 from typing import TypeAlias
 
+import attrs
 import trio
 
 from plasmastream._errors import PeerError, ProtocolError, RemoteProtocolError, StoreError
@@ -162,16 +163,9 @@ class PeerServer:
             if all(hold.is_empty for hold in used):
                 scope.cancel()
 
-    @contextmanager
-    def _may_stop(self, scope: trio.CancelScope, used: Set[Hold] = frozenset()) -> Iterator[None]:
+    def _may_stop(self, scope: trio.CancelScope, used: Set[Hold] = frozenset()) -> "_Idle":
         """A block of a cancel scope that a shutdown may cut short, as soon as these tokens hold nothing."""
-        self._idle[scope] = used
-        if self._is_stopping:
-            self._stop_idle()  # also others: what their tokens held may have been let go over this connection
-        try:
-            yield
-        finally:
-            del self._idle[scope]
+        return _Idle(self, scope, used)
 
     def _is_being_taken(self, object_ids: Sequence[ObjectID]) -> bool:
         """Whether a TAKE of any of these objects is running, by either version."""
@@ -227,6 +221,25 @@ class PeerServer:
 
     def _has_enough(self, peer: str) -> bool:
         return self._connections[peer] > self._most_of_one_peer
+
+
+@attrs.frozen
+class _Idle:
+    """See `PeerServer._may_stop`."""
+
+    server: PeerServer
+    scope: trio.CancelScope
+    used: Set[Hold]
+
+    def __enter__(self) -> None:
+        self.server._idle[self.scope] = self.used
+        if self.server._is_stopping:
+            self.server._stop_idle()  # also others: what their tokens held may have been let go over this connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self.server._idle[self.scope]
 
 
 class _Session:

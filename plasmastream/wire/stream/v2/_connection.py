@@ -329,14 +329,15 @@ class _Connection(ABC):
     def _parse(self) -> Generator[AnyEvent | Signal, None, None]:
         scratch = self._scratch
         while True:
-            while len(scratch) < HEAD.size:
+            while (octets := scratch.take_whole(HEAD.size)) is None:
                 yield NEED_DATA
             self._in_frame = True
             self._liveness.begin_frame(self._liveness.last_progress)
-            head = unpack_head(scratch.take(HEAD.size))
+            head = unpack_head(octets)
             wanted = self._accept(head)
-            is_here = len(scratch) >= head.length
-            body = scratch.take(head.length) if is_here else (yield from self._read_body(head.length))
+            body: bytes | bytearray | None = scratch.take_whole(head.length)
+            if body is None:
+                body = yield from self._read_body(head.length)
             if check_of(body) != head.check:
                 raise DamagedError(f"the body of a {head.type.name} was damaged on its way")
             match head.type:
@@ -419,9 +420,8 @@ class _Connection(ABC):
     def _read_encoded(
         self, encoding: Encoding, wire_length: int, length: int
     ) -> Generator[Signal, None, bytes | bytearray | None]:
-        if len(self._scratch) >= wire_length:
-            encoded: bytes | bytearray = self._scratch.take(wire_length)
-        else:
+        encoded: bytes | bytearray | None = self._scratch.take_whole(wire_length)
+        if encoded is None:
             payload = self._payload = Payload(wire_length)
             encoded = bytearray(wire_length)
             payload.supply(encoded, self._scratch)
