@@ -138,6 +138,9 @@ class Dispatcher:
             except Exception:  # which is what the status is for
                 _log.exception("a peer request ended by an error that nobody expected; please report it")
 
+        if len(peer_requests) == 1:
+            await carry_out(0, peer_requests[0])
+            return statuses
         async with trio.open_nursery() as nursery:
             for index, request in enumerate(peer_requests):
                 nursery.start_soon(carry_out, index, request)
@@ -276,7 +279,7 @@ class Dispatcher:
                 _log.warning("%s of %d objects from %s: %s", request.kind.name, len(request.object_ids), client, error)
                 return _status_of(error)
             finally:
-                await client.aclose()
+                client.disconnect()
 
 
 @attrs.define(eq=False)

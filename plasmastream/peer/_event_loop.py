@@ -7,6 +7,7 @@ costs a place in a set. One task for all of a Trio run sleeps until the first of
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from math import inf
 from typing import Protocol
 
@@ -14,8 +15,7 @@ import anyio
 import attrs
 import trio
 
-CLOSED = (anyio.ClosedResourceError, trio.ClosedResourceError)
-"""What ends a wait for a socket of which `notify_closing` has been called."""
+_CLOSED = (anyio.ClosedResourceError, trio.ClosedResourceError)
 
 
 class Alarm(Protocol):
@@ -37,6 +37,26 @@ class EventLoop:
     wait_readable: Callable[[socket.socket], Awaitable[None]]
     wait_writable: Callable[[socket.socket], Awaitable[None]]
     notify_closing: Callable[[socket.socket], None]
+
+    async def wait(
+        self, wait: Callable[[socket.socket], Awaitable[None]], sock: socket.socket, deadline: float
+    ) -> bool:
+        """Wait for a socket, by `wait_readable` or `wait_writable`; False if its time is over, or it was closed.
+
+        It may return early, where the time of another wait for the same socket is over.
+        """
+        alarm = self.call_at(deadline, partial(self._wake, sock))
+        try:
+            await wait(sock)
+        except _CLOSED:
+            return sock.fileno() >= 0 and self.now() < deadline
+        finally:
+            alarm.cancel()
+        return True
+
+    def _wake(self, sock: socket.socket) -> None:
+        if sock.fileno() >= 0:
+            self.notify_closing(sock)
 
 
 def running_loop() -> EventLoop:

@@ -254,6 +254,7 @@ class _Session:
         self._transport = transport
         self._connection = ServerConnection(server._limits)
         self._timeouts = server._timeouts
+        self._until_stopped = trio.CancelScope()
         self._has_asked = False
         self.greeting_deadline = math.inf
         """When all of a greeting has to be there, if one has begun."""
@@ -265,6 +266,12 @@ class _Session:
         Returns:
             In the last case, what came with the offer.
         """
+        with self._until_stopped:
+            return await self._serve()
+        self._transport.close()
+        return None
+
+    async def _serve(self) -> bytes | None:
         event = await self._next_request()
         if isinstance(event, Version2Offered):
             return self._connection.take_rest()
@@ -292,10 +299,10 @@ class _Session:
 
     async def _next_request(self) -> Event | None:
         """The next request, or the clean end; None where the connection stays idle, or the server shuts down."""
-        with trio.CancelScope() as scope, self._server._may_stop(scope):
+        with self._server._may_stop(self._until_stopped):
             patience = self._timeouts.idle if self._has_asked else self._timeouts.progress
-            return await self._read_request(min(patience, self._hurry))
-        return None
+            request = await self._read_request(min(patience, self._hurry))
+        return None if self._until_stopped.cancel_called else request
 
     async def _read_request(self, patience: float) -> Event | None:
         """The next request, of which the first byte comes within `patience` seconds; None where it does not."""

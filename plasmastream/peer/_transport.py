@@ -16,7 +16,7 @@ import anyio.lowlevel
 
 from plasmastream._errors import PeerError
 from plasmastream._os_errors import reason_of
-from plasmastream.peer._event_loop import CLOSED, running_loop
+from plasmastream.peer._event_loop import running_loop
 
 _Address: TypeAlias = tuple[str | int, ...]
 
@@ -211,21 +211,10 @@ class TcpTransport:
         self, wait: Callable[[socket.socket], Awaitable[None]], left: float, what: str, timeout: float
     ) -> None:
         """Wait for the socket for the seconds `left` of a `timeout`; returns early now and then."""
-        deadline = self._loop.now() + left
-        alarm = self._loop.call_at(deadline, self._wake)
-        try:
-            await wait(self._socket)
-        except CLOSED:
+        if not await self._loop.wait(wait, self._socket, self._loop.now() + left):
             if self._socket.fileno() < 0:
-                raise PeerError(f"the connection to {self.peer} was closed") from None
-            if self._loop.now() >= deadline:  # or else that of another wait
-                raise PeerStalledError(f"{self.peer} {what} for {timeout:g} s") from None
-        finally:
-            alarm.cancel()
-
-    def _wake(self) -> None:
-        if self._socket.fileno() >= 0:
-            self._loop.notify_closing(self._socket)
+                raise PeerError(f"the connection to {self.peer} was closed")
+            raise PeerStalledError(f"{self.peer} {what} for {timeout:g} s")
 
     def _broken(self, error: OSError) -> PeerError:
         return PeerError(f"the connection to {self.peer} broke: {error.strerror or error}")
@@ -244,39 +233,49 @@ async def connect(host: str, port: int, *, timeout: float) -> TcpTransport:
     """
     peer = format_address((host, port))
     failure = f"{peer} did not answer within {timeout:g} s"
-    with anyio.move_on_after(timeout):
-        for family, address in await _look_up(host, port):
-            try:
-                return await _connect(socket.socket(family, socket.SOCK_STREAM), address)
-            except OSError as error:
-                failure = f"no connection to {peer}: {reason_of(error)}"
+    deadline = running_loop().now() + timeout
+    for family, address in await _look_up(host, port, deadline):
+        try:
+            transport = await _connect(socket.socket(family, socket.SOCK_STREAM), address, deadline)
+            if transport is None:
+                break
+            return transport
+        except OSError as error:
+            failure = f"no connection to {peer}: {reason_of(error)}"
     raise UnreachableError(failure)
 
 
-async def _look_up(host: str, port: int) -> list[tuple[int, _Address]]:
-    """The addresses of a host, each with its family."""
+async def _look_up(host: str, port: int, deadline: float) -> list[tuple[int, _Address]]:
+    """The addresses of a host, each with its family; none where the time is over."""
     for family in (socket.AF_INET, socket.AF_INET6):  # an address needs no look-up, which would take a thread
         with suppress(OSError, ValueError):
             socket.inet_pton(family, host)
             return [(family, (host, port))]
     try:
-        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with anyio.CancelScope(deadline=deadline):
+            found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return [(family, address) for family, _, _, _, address in found]
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no host can have this name"
         raise UnreachableError(f"{host} is not a host that is known here: {reason}") from error
-    return [(family, address) for family, _, _, _, address in found]
+    return []
 
 
-async def _connect(sock: socket.socket, address: _Address) -> TcpTransport:
+async def _connect(sock: socket.socket, address: _Address, deadline: float) -> TcpTransport | None:
+    """Connect a socket, and own it; None where the time is over."""
+    loop = running_loop()
     try:
+        await anyio.lowlevel.checkpoint_if_cancelled()
         sock.setblocking(False)
         code = sock.connect_ex(address)
         if code == errno.EINPROGRESS:
-            await anyio.wait_writable(sock)
+            code = sock.connect_ex(address)  # on the same machine it is done by now
+        if code in (errno.EALREADY, errno.EINPROGRESS):
+            if not await loop.wait(loop.wait_writable, sock, deadline):
+                sock.close()
+                return None
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        else:
-            await anyio.lowlevel.checkpoint()
-        if code:
+        if code not in (0, errno.EISCONN):
             raise OSError(code, os.strerror(code))
         return TcpTransport(sock)
     except BaseException:

@@ -118,7 +118,7 @@ class EmbeddedStore:
         """Hold many objects in one call: see `ObjectStore.get`."""
         check_ids(object_ids)
         await self._breathe(len(object_ids))
-        if timeout == 0 and self.spiller is None:
+        if self.spiller is None and (timeout == 0 or None not in map(self.core.table.find_sealed, object_ids)):
             return self._leases(object_ids)
         # Holds each object from the moment it appears until the caller's own leases do.
         waiter = Client("in-process get")
