@@ -338,7 +338,7 @@ class _Session:
             leases = await self._hold(request.object_ids)
             try:
                 if leases:
-                    await self._send(leases)
+                    await self._send(leases, is_take=False)
             finally:
                 leases.release()
         return await self._next_request()
@@ -356,7 +356,7 @@ class _Session:
             with taking.claim(request.object_ids):
                 leases = await self._hold(request.object_ids)
                 try:
-                    if leases and (shows := await self._send(leases)) is not None:
+                    if leases and (shows := await self._send(leases, is_take=True)) is not None:
                         event = await self._read_request(self._timeouts.idle)
                         if not shows:
                             _log.warning(
@@ -385,7 +385,7 @@ class _Session:
             return Leases()
         return held
 
-    async def _send(self, leases: Sequence[Lease]) -> bool | None:
+    async def _send(self, leases: Sequence[Lease], *, is_take: bool) -> bool | None:
         """Send objects, or refuse where one is too large for the protocol.
 
         Returns:
@@ -396,7 +396,8 @@ class _Session:
             if status is not None:
                 await self._refuse(status)
                 return None
-        return await send_objects(self._connection, self._transport, leases, timeout=self._timeouts.progress)
+        timeout = self._timeouts.progress
+        return await send_objects(self._connection, self._transport, leases, timeout=timeout, is_take=is_take)
 
     async def _refuse(self, status: int) -> None:
         self._connection.refuse(status)
