@@ -5,6 +5,7 @@ Not for use from several threads.
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -168,8 +169,7 @@ class EmbeddedStore:
         evicted = 0
         while evicted < nbytes:
             await self._breathe(1 + _OBJECTS_PER_TURN)
-            left = nbytes - evicted
-            some = await self._when_there_is_room(lambda: self.core.evict_some(left), 0, 0.0)  # noqa: B023
+            some = await self._when_there_is_room(partial(self.core.evict_some, nbytes - evicted), 0, 0.0)
             if not some:
                 break
             evicted += sum(entry.size for entry in some)
