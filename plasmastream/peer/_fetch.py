@@ -7,7 +7,7 @@ source what is sealed here. A round in which nothing moved is followed by a wait
 
 import logging
 import math
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 
@@ -114,7 +114,7 @@ class Fetch:
         self._opened = Opened(lanes)
         self._moved = False
         self._hindered: set[ObjectID] = set()
-        self._damaged: Counter[tuple[ObjectID, int]] = Counter()
+        self._damaged: defaultdict[tuple[ObjectID, int], int] = defaultdict(int)
 
     async def run(self) -> list[Result]:
         """Fetch all that can be fetched.
@@ -126,22 +126,30 @@ class Fetch:
             OldPeerError: the peer speaks version 1 alone; nothing has been done.
             StoreConnectionError: our store is gone.
         """
+        deadline = self._persistence.deadline
         try:
-            with anyio.CancelScope(deadline=self._persistence.deadline) as scope:
-                await self._find_present(self._wanted)
-                while self._unfinished and await self._go_on():
-                    pass
-                await self._close_all()
-            if scope.cancelled_caught:
-                self._give_up(self._unfinished, Outcome.OUT_OF_TIME, "the time allowed for it is over")
+            if deadline == math.inf:
+                await self._fetch_all()
+            else:
+                with anyio.CancelScope(deadline=deadline) as scope:
+                    await self._fetch_all()
+                if scope.cancelled_caught:
+                    self._give_up(self._unfinished, Outcome.OUT_OF_TIME, "the time allowed for it is over")
         finally:
-            with anyio.CancelScope(shield=True):
-                for wanted in self._wanted:
-                    if wanted.incoming is not None:
-                        await wanted.incoming.abort()
-                await release_all([lease for wanted in self._wanted if (lease := wanted.let_go()) is not None])
-                await self._opened.abandon()
+            await release_all([lease for wanted in self._wanted if (lease := wanted.let_go()) is not None])
+            begun = [wanted.incoming for wanted in self._wanted if wanted.incoming is not None]
+            if begun or self._opened.is_used:
+                with anyio.CancelScope(shield=True):
+                    for incoming in begun:
+                        await incoming.abort()
+                    await self._opened.abandon()
         return [wanted.result for wanted in self._wanted if wanted.result is not None]
+
+    async def _fetch_all(self) -> None:
+        await self._find_present(self._wanted)
+        while self._unfinished and await self._go_on():
+            pass
+        await self._close_all()
 
     @property
     def _unfinished(self) -> list[Wanted]:
@@ -167,10 +175,11 @@ class Fetch:
         try:
             async with self._turn():
                 await self._open_all()
-                await self._check_all()
-                await self._read_all()
-                if self._take:
-                    await self._drop_all()
+                if self._unfinished:
+                    await self._check_all()
+                    await self._read_all()
+                    if self._take:
+                        await self._drop_all()
                 if self._unfinished:  # otherwise all of it is closed, in the end
                     await self._opened.close_finished()
         except OldPeerError:
@@ -413,7 +422,7 @@ class Fetch:
                     failures.append(error.with_traceback(None))
                     return
 
-        if len(left) == 1:
+        if len(left) <= 1:
             await work()
         else:
             async with anyio.create_task_group() as tasks:

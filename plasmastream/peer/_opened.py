@@ -18,12 +18,13 @@ class Opened:
     def __init__(self, lanes: Lanes) -> None:
         self.token = os.urandom(TOKEN_SIZE)
         self._lanes = lanes
-        self._is_used = False
+        self.is_used = False
+        """Whether the source may hold something."""
         self._finished: list[ObjectID] = []
 
     def use(self) -> None:
         """Note that objects are being opened: from now on the source may hold something."""
-        self._is_used = True
+        self.is_used = True
 
     def finish(self, object_id: ObjectID) -> None:
         """Note an object that is open, and that nothing is wanted of any more."""
@@ -50,11 +51,11 @@ class Opened:
 
     def nothing_is_held(self) -> None:
         """Note that there is nothing left to close."""
-        self._is_used = False
+        self.is_used = False
 
     async def abandon(self) -> None:
         """After a fetch that broke off, have the source let go at once: connections that are kept keep it open."""
-        if not self._is_used or not self._lanes.has_idle:
+        if not self.is_used or not self._lanes.has_idle:
             return
         with anyio.move_on_after(_ABANDON_WITHIN):
             try:
@@ -69,4 +70,4 @@ class Opened:
             await channel.send(Close(self.token, object_ids))
             while await channel.answer() is not None:
                 pass
-            self._is_used = self._is_used and bool(object_ids)
+            self.is_used = self.is_used and bool(object_ids)

@@ -82,8 +82,7 @@ class Receiver:
             await self._undo()
             raise
         finally:
-            with anyio.CancelScope(shield=True):
-                await release_all(self._leases)
+            await release_all(self._leases)
 
     async def _receive(self) -> None:
         while True:

@@ -95,6 +95,17 @@ class Session:
             PeerError: the connection broke.
             ProtocolError: the client broke the protocol.
         """
+        failure: PeerError | ProtocolError | None = None
+        async with trio.open_nursery() as self._channel.nursery:
+            try:
+                await self._serve(refusal)
+            except (PeerError, ProtocolError) as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        self._channel.close()
+
+    async def _serve(self, refusal: str) -> None:
         channel = self._channel
         try:
             greeting = await channel.next_event()
@@ -103,14 +114,12 @@ class Session:
             assert isinstance(greeting, Hello)
             if refusal:
                 await channel.send(End(Outcome.BUSY, refusal, 1.0))
-                channel.close()
                 return
             self._node = greeting.identity
             channel.connection.greet()
             await channel.flush()
             while isinstance(request := await self._next_request(), Message):
                 await self._answer(request)
-            channel.close()
         except ProtocolError as error:
             # What was damaged on its way is asked for again on another connection. Only who has no answer yet needs a
             # word, lest it take us for version 1.
@@ -138,9 +147,10 @@ class Session:
 
     async def _next_request(self) -> Message | ConnectionClosed | None:
         """The next request, or the clean end; None where the connection stays idle, or the server stops."""
-        with trio.CancelScope() as scope, self._services.may_stop(scope, self._used):
-            return await self._read_request()
-        return None
+        scope = self._channel.nursery.cancel_scope
+        with self._services.may_stop(scope, self._used):
+            request = await self._read_request()
+        return None if scope.cancel_called else request
 
     async def _read_request(self) -> Message | ConnectionClosed | None:
         try:
@@ -156,30 +166,13 @@ class Session:
         services = self._services
         admission = services.syncs if isinstance(request, Sync) else services.admission
         try:
-            async with AsyncExitStack() as place:
-                enter = partial(place.enter_async_context, admission.admit(self._peer))
-                await (self._channel.patiently(enter) if admission.is_full(self._peer) else enter())
-                match request:
-                    case Open():
-                        await self._open(request)
-                    case Read():
-                        await self._read(request)
-                    case Drop():
-                        await self._drop(request)
-                    case Close():
-                        await self._close(request)
-                    case Put():
-                        hold = self._hold(request.token)
-                        await self._end_putting(hold)
-                        async with services.holds.put_by(hold, self._channel):
-                            await PutRequest(services, self._channel, hold, request).answer()
-                    case Sync():
-                        await answer_sync(services, self._channel, request)
-                    case Stat():
-                        await self._list(request.object_ids)
-                    case _:
-                        assert isinstance(request, ListObjects)
-                        await self._list(None)
+            if admission.is_full(self._peer):
+                async with AsyncExitStack() as place:
+                    await self._channel.patiently(partial(place.enter_async_context, admission.admit(self._peer)))
+                    await self._carry_out(request)
+            else:
+                async with admission.admit(self._peer):
+                    await self._carry_out(request)
             end = End()
         except BusyError as error:
             end = End(Outcome.BUSY, str(error), error.retry_after)
@@ -190,6 +183,29 @@ class Session:
             end = End(outcome_of(error), str(error)[:1000])
         services.holds.tidy(self._used)
         await self._channel.send(end)
+
+    async def _carry_out(self, request: Message) -> None:
+        match request:
+            case Open():
+                await self._open(request)
+            case Read():
+                await self._read(request)
+            case Drop():
+                await self._drop(request)
+            case Close():
+                await self._close(request)
+            case Put():
+                hold = self._hold(request.token)
+                await self._end_putting(hold)
+                async with self._services.holds.put_by(hold, self._channel):
+                    await PutRequest(self._services, self._channel, hold, request).answer()
+            case Sync():
+                await answer_sync(self._services, self._channel, request)
+            case Stat():
+                await self._list(request.object_ids)
+            case _:
+                assert isinstance(request, ListObjects)
+                await self._list(None)
 
     def _hold(self, token: bytes) -> Hold:
         hold = self._services.holds.use(token, self._node, self._peer, self._used)
@@ -238,7 +254,7 @@ class Session:
         services, channel = self._services, self._channel
         missing: list[int] = []
         ids = [request.object_ids[index] for index in batch]
-        found = await channel.patiently(partial(services.store.get, ids, timeout=timeout), again=True)
+        found = await channel.patiently(partial(services.store.get, ids, timeout=timeout))
         try:
             run: list[tuple[int, Lease]] = []
             size = described = 0
@@ -302,8 +318,9 @@ class Session:
         await self._channel.check_cancel()
 
     def _encoding(self, number: int) -> Encoding:
-        peer, ours = self._channel.connection.peer, self._services.hello
-        encoding = Encoding(number) if number in (0, 1, 2) else Encoding.NONE
+        if number not in (1, 2):
+            return Encoding.NONE
+        peer, ours, encoding = self._channel.connection.peer, self._services.hello, Encoding(number)
         name = encoding.name.lower()
         known = peer is not None and name in peer.features and name in ours.features
         return encoding if known else Encoding.NONE
@@ -380,7 +397,7 @@ class Session:
     ) -> list[tuple[int, ObjectID]]:
         """Those that are still the objects which were opened: a restarted store may have others of these ids."""
         ids = [object_id for _, object_id in doomed]
-        found = await self._channel.patiently(partial(self._services.store.get, ids), again=True) if ids else []
+        found = await self._channel.patiently(partial(self._services.store.get, ids)) if ids else []
         kept = []
         for (index, object_id), lease in zip(doomed, found, strict=True):
             opened = hold.leases.get(object_id)  # perhaps closed meanwhile, on another connection
@@ -406,7 +423,7 @@ class Session:
     # Stat, list
 
     async def _list(self, object_ids: Sequence[ObjectID] | None) -> None:
-        infos = await self._channel.patiently(partial(self._services.store.list_objects, object_ids), again=True)
+        infos = await self._channel.patiently(partial(self._services.store.list_objects, object_ids))
         for part in parts(infos):
             self._channel.connection.send(_listed(part))
             await self._channel.flush()

@@ -23,9 +23,9 @@ def parts(items: Sequence[_T], at_once: int = _AT_ONCE) -> Iterator[Sequence[_T]
 
 
 async def release_all(leases: list[Lease]) -> None:
-    """Release leases, in order; the list lets go of each part that is over, and is empty in the end."""
+    """Release leases: all of them, in order, cancelled or not. The list lets go of each part that is over."""
     while leases:
         Leases(leases[:_AT_ONCE]).release()
         del leases[:_AT_ONCE]
         if leases:
-            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.cancel_shielded_checkpoint()
