@@ -74,23 +74,26 @@ class Connection(Generic[_SocketT]):
             self.fail_by(error)
             return True  # nothing is left that could be sent
 
-    def take_reply(self, kind: type[_ReplyT]) -> tuple[_ReplyT, dict[int, int]] | None:
-        """The reply and the descriptors that came with it; None where not all of it has arrived.
+    def take_replies(self, kind: type[_ReplyT], count: int) -> list[tuple[_ReplyT, dict[int, int]]]:
+        """The replies that have arrived, `count` at most, each with the descriptors that came with it.
 
         Raises:
-            StoreConnectionError: it will not arrive.
+            StoreConnectionError: no more will arrive.
         """
-        try:
-            event = self._wire.next_event()
-        except RemoteProtocolError as error:
-            raise self.fail(f"broke the protocol: {error}") from error
-        if isinstance(event, Reply):
+        replies: list[tuple[_ReplyT, dict[int, int]]] = []
+        while len(replies) < count:
+            try:
+                event = self._wire.next_event()
+            except RemoteProtocolError as error:
+                raise self.fail(f"broke the protocol: {error}") from error
+            if event is NEED_DATA:
+                break
+            if event is CONNECTION_CLOSED:
+                raise self.fail("closed the connection")
+            assert isinstance(event, Reply)
             assert isinstance(event.message, kind)
-            return event.message, dict(event.descriptors)
-        if event is CONNECTION_CLOSED:
-            raise self.fail("closed the connection")
-        assert event is NEED_DATA
-        return None
+            replies.append((event.message, dict(event.descriptors)))
+        return replies
 
     def take_in(self, nbytes: int, descriptors: Sequence[int]) -> None:
         """Say what was read into the parser's buffer; 0 bytes are the end."""

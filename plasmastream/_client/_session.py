@@ -178,6 +178,8 @@ class Session(Generic[_ConnectionT]):
         if self._lingering is not None:
             self._settle_lingering(self._lingering)
             return
+        if not (self._given_back or self._let_go or self.connection.broken):
+            return
         self._take_notes()
         if not self._let_go or self.connection.is_busy or self.connection.broken:
             return  # without a connection the store has let go by itself
@@ -191,6 +193,8 @@ class Session(Generic[_ConnectionT]):
         Raises:
             StoreConnectionError: this process cannot map one. The store shows a segment once, so the connection ends.
         """
+        if not descriptors:
+            return
         for index, size in zip(indices, sizes, strict=True):
             descriptor = descriptors.pop(index, None)
             if descriptor is not None:
@@ -263,7 +267,7 @@ class Session(Generic[_ConnectionT]):
 
 def _places(specs: Sequence[ObjectSpec]) -> Iterator[Sequence[Place | None]]:
     """Where objects lie, some thousands at a time; None for those that are missing."""
-    if not isinstance(specs, Specs):
+    if type(specs) is not Specs:  # which is asked more cheaply than whether it is an instance of a Sequence
         yield [_place(spec) for spec in specs]
         return
     for some in specs.pieces():

@@ -65,7 +65,7 @@ class UnixSocket:
     def queue(self, pieces: Iterable[Outgoing[int]]) -> None:
         """Add to what `flush` sends: in order, and whole, whoever flushes and is cancelled in between."""
         for piece in pieces:
-            self._queue.append((piece.data, piece.descriptor))
+            self._queue.append(piece)
             self.queued_bytes += len(piece.data)
 
     def flush_nowait(self) -> bool:

@@ -71,11 +71,8 @@ class StoreConnection(Connection[UnixSocket]):
             while not self.flush_nowait():
                 self._wait(select.POLLOUT, deadline)
             while len(replies) < len(requests):
-                reply = self.take_reply(kind)
-                if reply is None:
-                    self._receive(deadline)
-                else:
-                    replies.append(reply)
+                self._receive(deadline)
+                replies += self.take_replies(kind, len(requests) - len(replies))
         except TimeoutError:
             raise self.fail(f"did not answer within {patience:g} s") from None
         return replies

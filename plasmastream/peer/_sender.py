@@ -7,6 +7,12 @@ from plasmastream.store._object_store import Lease
 from plasmastream.wire.stream import ServerConnection
 
 _GATHER = 256 << 10
+_COPIED = 16 << 10  # below that, to copy an object takes less time than to begin and end a look at it
+
+
+def contents(lease: Lease) -> tuple[bytes | memoryview, bytes | memoryview]:
+    """The data and the metadata of an object that is to be sent."""
+    return lease.copied() if lease.size <= _COPIED else (lease.data, lease.metadata)
 
 
 async def send_objects(
@@ -33,7 +39,8 @@ async def send_objects(
         if queued >= _GATHER:
             await transport.send(connection.data_to_send(), timeout=timeout)
             queued = 0
-        connection.send_object(lease.metadata, lease.data)
+        data, metadata = contents(lease)
+        connection.send_object(metadata, data)
         queued += lease.size
     if not is_take:
         await transport.send(connection.data_to_send(), timeout=timeout)

@@ -392,7 +392,7 @@ class _Session:
             Whether what comes next shows that the client has read them; None after a refusal.
         """
         for lease in leases:
-            status = self._server._limits.check_sizes(len(lease.metadata), len(lease.data))
+            status = self._server._limits.check_sizes(lease.metadata_size, lease.data_size)
             if status is not None:
                 await self._refuse(status)
                 return None

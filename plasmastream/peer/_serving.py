@@ -15,6 +15,7 @@ from plasmastream.peer._admission import BusyError
 from plasmastream.peer._holds import Hold
 from plasmastream.peer._put_server import PutRequest
 from plasmastream.peer._results import outcome_of
+from plasmastream.peer._sender import contents
 from plasmastream.peer._services import CancelledByClientError, ServerChannel, Services
 from plasmastream.peer._sync_server import answer_sync
 from plasmastream.peer._transport import PeerStalledError, Transport
@@ -276,8 +277,8 @@ class Session:
                         handle = services.holds.keep(hold, lease)
                         found[position] = None
                     if not is_small:
-                        channel.connection.send_object(index, len(lease.data), bytes(lease.metadata), handle)
-                        described += len(lease.metadata)
+                        channel.connection.send_object(index, lease.data_size, bytes(lease.metadata), handle)
+                        described += lease.metadata_size
                 if size >= services.limits.run_size:
                     self._queue_run(run, encoding)
                     run, size = [], 0
@@ -294,8 +295,8 @@ class Session:
     async def _admit(self, request: Open, hold: Hold, lease: Lease) -> tuple[int, str] | None:
         """Whether an object may be opened: None, or the outcome and its reason."""
         holds, limits = self._services.holds, self._services.limits
-        if len(lease.data) > limits.max_data_size or len(lease.metadata) > limits.max_metadata_size:
-            sizes = f"{len(lease.data):,} bytes of data and {len(lease.metadata):,} of metadata"
+        if lease.data_size > limits.max_data_size or lease.metadata_size > limits.max_metadata_size:
+            sizes = f"{lease.data_size:,} bytes of data and {lease.metadata_size:,} of metadata"
             return Outcome.TOO_LARGE, f"it has {sizes}"
         is_held = request.take or lease.size > limits.small_size
         if is_held and lease.object_id not in hold.leases and not await holds.make_room(hold, lease.size):
@@ -310,7 +311,7 @@ class Session:
         return None
 
     def _queue_run(self, run: Sequence[tuple[int, Lease]], encoding: Encoding) -> None:
-        self._channel.connection.send_run([(index, lease.data, lease.metadata) for index, lease in run], encoding)
+        self._channel.connection.send_run([(index, *contents(lease)) for index, lease in run], encoding)
 
     async def _flush(self) -> None:
         await self._channel.flush()
@@ -348,8 +349,8 @@ class Session:
             lease = None if object_id is None else hold.leases.get(object_id)
             if lease is None:  # perhaps closed meanwhile, on another connection
                 return Outcome.EXPIRED, ""
-            if end > len(lease.data):
-                return Outcome.REFUSED, f"bytes {asked.offset} to {end} of {len(lease.data)} were asked for"
+            if end > lease.data_size:
+                return Outcome.REFUSED, f"bytes {asked.offset} to {end} of {lease.data_size} were asked for"
             step = min(end, at + channel.connection.chunk_size)
             # Let go of at a known line: an error on its way up would keep the slice, and so the object.
             with lease.data[at:step] as piece:

@@ -26,10 +26,15 @@ from plasmastream.wire.stream import (
     TransferKind,
 )
 
+_WHOLE = 128 << 10
+"""Objects of up to so many bytes go into the store with others, as those of version 2 do.
+
+100 KiB each: 77 microseconds with a create, a seal and a get of its own, 44 with others.
+"""
+
 _PERHAPS_INVALID = "a server does so when it finds a SYNC invalid, one that names itself for instance: see its log"
 
-
-_LIMITS = Limits()
+_LIMITS = Limits(inline_size=_WHOLE)
 
 
 class NotOldError(PeerError):

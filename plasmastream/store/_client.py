@@ -93,7 +93,7 @@ class StoreClient:
         """The store's socket."""
         self._connect_timeout = connect_timeout
         self._reply_timeout = reply_timeout
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)  # who takes it comes to a checkpoint all the same
         self._session: Session[StoreConnection] | None = None
         self._waiters: list[StoreConnection] = []  # idle ones
         self._waiting: set[StoreConnection] = set()
@@ -220,6 +220,7 @@ class StoreClient:
         found: list[bool] = []
         for first in range(0, len(object_ids), AT_ONCE):
             requests = [ContainsRequest(object_id) for object_id in object_ids[first : first + AT_ONCE]]
+            await anyio.lowlevel.checkpoint_if_cancelled()
             async with self._lock:
                 session = await self._open_session()
                 session.settle()
@@ -279,6 +280,7 @@ class StoreClient:
 
         Where the connection is broken, a new one is made; not `within` a session, whose objects would be unknown there.
         """
+        await anyio.lowlevel.checkpoint_if_cancelled()
         async with self._lock:
             session = within or await self._open_session()
             session.settle()
@@ -354,6 +356,7 @@ class StoreClient:
                 return  # nobody can tell any more
 
     async def _get_now(self, object_ids: Sequence[ObjectID]) -> Leases[Lease | None]:
+        await anyio.lowlevel.checkpoint_if_cancelled()
         async with self._lock:
             session = await self._open_session()
             session.settle()
@@ -365,6 +368,8 @@ class StoreClient:
                     reply, descriptors = await session.connection.call(GetRequest(unknown, 0), GetReply)
                     session.map(reply.store_fds, reply.mmap_sizes, descriptors)
                     session.take_in(unknown, reply.specs)
+                else:
+                    await anyio.lowlevel.checkpoint()
                 return session.leases(object_ids)
             except BaseException:
                 session.forget_unleased(unknown)

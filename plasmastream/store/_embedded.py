@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -300,9 +300,7 @@ class _Holder:
 
     def give_back(self, tickets: Sequence[Ticket]) -> None:
         """As the core does: the tickets are the names of the objects."""
-        for ticket in tickets:
-            assert isinstance(ticket, ObjectID)
-            self._core.give_back(self.client, ticket)
+        self._core.give_back(self.client, cast("Sequence[ObjectID]", tickets))
 
     def released(self) -> None:
         self._core.settle()

@@ -187,7 +187,7 @@ class _Session(Conversation):
     def _get_reply(self, ids: tuple[ObjectID, ...], specs: Sequence[ObjectSpec], used: bool) -> GetReply:
         return GetReply(
             object_ids=ids,
-            specs=specs if isinstance(specs, Specs) else tuple(specs),
+            specs=specs if type(specs) is Specs else tuple(specs),
             store_fds=(SEGMENT,) if used else (),
             mmap_sizes=(self._mmap_size,) if used else (),
         )

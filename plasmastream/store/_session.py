@@ -1,7 +1,9 @@
 """One connection to a store, waited for on Trio or asyncio."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Self, TypeVar
 
 import anyio
@@ -63,41 +65,53 @@ class StoreConnection(Connection[UnixTransport]):
     async def call_all(self, requests: Sequence[Message], kind: type[_ReplyT]) -> list[tuple[_ReplyT, dict[int, int]]]:
         """As `call`, for a few small requests that are sent together."""
         try:
-            with anyio.fail_after(self.reply_timeout, shield=True):
-                return await self._exchange(requests, kind)
+            return await self._exchange(requests, kind, partial(anyio.fail_after, self.reply_timeout, shield=True))
         except TimeoutError:
             raise self.fail(f"did not answer within {self.reply_timeout:g} s") from None
 
     async def exchange(self, request: Message, kind: type[_ReplyT]) -> tuple[_ReplyT, dict[int, int]]:
         """As `call`, without shield and deadline: after a cancel the connection is of no use any more."""
-        (reply,) = await self._exchange((request,), kind)
+        (reply,) = await self._exchange((request,), kind, nullcontext)
         return reply
 
-    async def _exchange(self, requests: Sequence[Message], kind: type[_ReplyT]) -> list[tuple[_ReplyT, dict[int, int]]]:
+    async def _exchange(
+        self,
+        requests: Sequence[Message],
+        kind: type[_ReplyT],
+        waiting: Callable[[], AbstractContextManager[object]],
+    ) -> list[tuple[_ReplyT, dict[int, int]]]:
+        """Ask, and look for the replies; where they take longer, wait for them within a context of that kind."""
         replies: list[tuple[_ReplyT, dict[int, int]]] = []
         try:
-            self.is_busy = True
-            for request in requests:
-                try:
-                    self.post(request)
-                except Exception:
-                    if request is not requests[0]:
-                        self.fail("was asked for what cannot be sent")
-                    raise
-            await self._transport.flush()
-            while len(replies) < len(requests):
-                reply = self.take_reply(kind)
-                if reply is None:
-                    self.take_in(*await self._transport.receive(self._wire.get_buffer()))
-                else:
-                    replies.append(reply)
+            self._ask(requests)
+            if self._transport.flush_nowait() and (received := await self._transport.look(self._wire.get_buffer())):
+                self.take_in(*received)
+                replies += self.take_replies(kind, len(requests) - len(replies))
+            if len(replies) < len(requests):
+                with waiting():
+                    await self._transport.flush()
+                    while len(replies) < len(requests):
+                        self.take_in(*await self._transport.receive(self._wire.get_buffer()))
+                        replies += self.take_replies(kind, len(requests) - len(replies))
             return replies
         except anyio.ClosedResourceError:
             raise self.fail("is not waited for any more") from None  # `close` has said why
+        except TimeoutError:
+            raise
         except OSError as error:
             raise self.fail_by(error) from error
         finally:
             self.is_busy = False
+
+    def _ask(self, requests: Sequence[Message]) -> None:
+        self.is_busy = True
+        for request in requests:
+            try:
+                self.post(request)
+            except Exception:
+                if request is not requests[0]:
+                    self.fail("was asked for what cannot be sent")
+                raise
 
     async def flush(self) -> None:
         """Send all that is queued; a store that does not read in time is given up. Nobody else may use it meanwhile."""

@@ -91,8 +91,8 @@ class Scratch:
         self._start = end
         return bytes(self._view[start:end])
 
-    def take(self, nbytes: int) -> bytes:
-        """Copy out the first `nbytes` waiting bytes, and let go of them."""
-        taken = bytes(self._view[self._start : self._start + nbytes])
-        self._start += nbytes
-        return taken
+    def take(self, nbytes: int, offset: int = 0) -> bytes:
+        """Copy out `nbytes` waiting bytes, from `offset` on, and let go of all up to their end."""
+        start = self._start + offset
+        self._start = start + nbytes
+        return bytes(self._view[start : self._start])

@@ -178,7 +178,7 @@ class _Connection(ABC, Generic[D]):
         number of them.
         """
         scratch = self._scratch
-        while True:
+        while self._parsed < self._received:
             if self._large is not None:
                 self._refuse_descriptors(self._parsed + HEADER_SIZE + self._large_size)
                 if self._large_filled == self._large_size:
@@ -197,12 +197,12 @@ class _Connection(ABC, Generic[D]):
                     self._refuse_descriptors(self._parsed + HEADER_SIZE + size)
                 if HEADER_SIZE + size <= waiting:
                     self._parsed += HEADER_SIZE + size
-                    scratch.consume(HEADER_SIZE)
-                    return decode(message_type, scratch.take(size))
+                    return decode(message_type, scratch.take(size, HEADER_SIZE))
                 if HEADER_SIZE + size > scratch.capacity:
                     self._begin_large(message_type, size)
             if not self._backlog or not self._refill():
                 return None
+        return None
 
     def _begin_large(self, message_type: m.MessageType, size: int) -> None:
         """Give a large body memory of its own, to be read into."""
@@ -298,14 +298,15 @@ class ServerConnection(_Connection[D]):
         if not self._unanswered or message.type != self._unanswered[0]:
             due = self._unanswered[0].name if self._unanswered else "nothing"
             raise LocalProtocolError(f"a {message.type.name} cannot be sent while {due} is due")
-        if isinstance(message, m.CreateReply) and segments_of(message) and message.store_fd is None:
+        named = [store_fd for store_fd, _ in segments_of(message)]
+        if named and isinstance(message, m.CreateReply) and message.store_fd is None:
             raise LocalProtocolError("a successful reply must name the object's segment")
         frame = encode(message)
         follow: list[Outgoing[D]] = []
-        new = [fd for fd, _ in segments_of(message) if fd not in self._transferred]
-        if new:
+        if not self._transferred.issuperset(named):
+            new = dict.fromkeys([store_fd for store_fd in named if store_fd not in self._transferred])
             try:
-                follow = [Outgoing(_DESCRIPTOR_BYTE, (descriptors or {})[store_fd]) for store_fd in dict.fromkeys(new)]
+                follow = [Outgoing(_DESCRIPTOR_BYTE, (descriptors or {})[store_fd]) for store_fd in new]
             except KeyError as error:
                 raise LocalProtocolError(f"no descriptor given for segment {error}, new to this client") from None
             self._transferred.update(new)

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Mapping
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import attrs
 
@@ -42,8 +42,7 @@ class Reply(Generic[D]):
     """The segments that are new to this connection, by `store_fd`. The receiver of this event owns them."""
 
 
-@attrs.frozen
-class Outgoing(Generic[D]):
+class Outgoing(NamedTuple, Generic[D]):
     """Bytes to be sent, by a `sendmsg` of their own if there is a descriptor to go with them."""
 
     data: bytes

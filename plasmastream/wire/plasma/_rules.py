@@ -4,8 +4,8 @@ The store's side needs them to know when a descriptor goes along; the client's, 
 not checked, because a wrong offset would become a read of somebody else's memory.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from plasmastream._errors import RemoteProtocolError
 from plasmastream.wire.plasma import _extensions as x
@@ -66,37 +66,32 @@ def check_reply(request: m.Message, reply: m.Message, segments: Mapping[int, int
     Raises:
         RemoteProtocolError: it does not, or it places an object outside the memory of its segment.
     """
-    match request, reply:
-        case m.CreateRequest(), m.CreateReply():
-            _check_same(request.object_id, reply.object_id)
-            if reply.error == m.ErrorCode.OK:
-                _check_same((request.data_size, request.metadata_size), _sizes(reply.spec))
-                _check_specs([reply.spec], segments)
-        case m.GetRequest(), m.GetReply():
-            _check_same(request.object_ids, reply.object_ids)
-            _check_specs(reply.specs, segments)
-        case m.DeleteRequest(), m.DeleteReply():
-            _check_same(request.object_ids, reply.object_ids)
-        case x.InspectRequest(), x.InspectReply():
-            _check_inspection(request, reply)
-        case (
-            (
-                m.AbortRequest(object_id=asked),
-                m.AbortReply(object_id=answered),
-            )
-            | (
-                m.SealRequest(object_id=asked),
-                m.SealReply(object_id=answered),
-            )
-            | (
-                m.ContainsRequest(object_id=asked),
-                m.ContainsReply(object_id=answered),
-            )
-        ):
-            _check_same(asked, answered)
+    check = _CHECKS.get(reply.type)
+    if check is not None:
+        check(request, reply, segments)
 
 
-def _check_inspection(request: x.InspectRequest, reply: x.InspectReply) -> None:
+def _check_created(asked: m.CreateRequest, reply: m.CreateReply, segments: Mapping[int, int]) -> None:
+    _check_object(asked, reply, segments)
+    if reply.error == m.ErrorCode.OK:
+        _check_same((asked.data_size, asked.metadata_size), _sizes(reply.spec))
+        _check_specs((reply.spec,), segments)
+
+
+def _check_got(asked: m.GetRequest, reply: m.GetReply, segments: Mapping[int, int]) -> None:
+    _check_objects(asked, reply, segments)
+    _check_specs(reply.specs, segments)
+
+
+def _check_object(asked: Any, reply: Any, _: Mapping[int, int]) -> None:
+    _check_same(asked.object_id, reply.object_id)
+
+
+def _check_objects(asked: Any, reply: Any, _: Mapping[int, int]) -> None:
+    _check_same(asked.object_ids, reply.object_ids)
+
+
+def _check_inspection(request: x.InspectRequest, reply: x.InspectReply, _: Mapping[int, int]) -> None:
     if request.object_ids:
         if reply.next_cursor:
             raise RemoteProtocolError("the store goes on when it has told of all that it was asked about")
@@ -118,7 +113,7 @@ def _check_same(asked: object, answered: object) -> None:
 
 
 def _check_specs(specs: Iterable[ObjectSpec], segments: Mapping[int, int]) -> None:
-    if isinstance(specs, Specs) and all(_are_sound(some.columns(), segments) for some in specs.pieces()):
+    if type(specs) is Specs and all(_are_sound(some.columns(), segments) for some in specs.pieces()):
         return
     for spec in specs:
         if spec.is_missing or spec.device_num:  # device memory has no segment (plasma-ipc 3.4)
@@ -137,3 +132,15 @@ def _are_sound(some: Columns, segments: Mapping[int, int]) -> bool:
         return False
     (segment,) = some.segments
     return segment in segments and some.lie_within(segments[segment] - _GAP)
+
+
+_CHECKS: Final[dict[T, Callable[[Any, Any, Mapping[int, int]], None]]] = {
+    T.CREATE_REPLY: _check_created,
+    T.GET_REPLY: _check_got,
+    T.DELETE_REPLY: _check_objects,
+    T.INSPECT_REPLY: _check_inspection,
+    T.ABORT_REPLY: _check_object,
+    T.SEAL_REPLY: _check_object,
+    T.CONTAINS_REPLY: _check_object,
+}
+"""What is checked of a reply, beyond its type."""

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, Final
 
-from plasmastream._object_id import OBJECT_ID_SIZE, ObjectID
+from plasmastream._object_id import OBJECT_ID_SIZE
 from plasmastream.wire._flat import Body
 from plasmastream.wire.plasma import _messages as m
+from plasmastream.wire.plasma._fields import make_id
 from plasmastream.wire.plasma._frames import pack_header
 from plasmastream.wire.plasma._specs import ObjectSpec
 
@@ -56,7 +57,8 @@ class Template:
             end = at + struct.calcsize("<" + codes[number])
         self._struct = struct.Struct(f"{layout}{len(body) - end}s")
         self._fixed = (*fixed, body[end:])
-        self._places = [2 * gaps.index(gap) + 1 for gap in sorted(gaps, key=itemgetter(1))]
+        places = [2 * gaps.index(gap) + 1 for gap in sorted(gaps, key=itemgetter(1))]
+        self._values = itemgetter(*places) if len(places) > 1 else itemgetter(slice(places[0], places[0] + 1))
         # Out of the fixed parts with the values behind them: a fixed part, the value that follows it, and so on.
         self._in_order = itemgetter(
             *[part for i, (_, number) in enumerate(gaps) for part in (i, len(self._fixed) + number)], len(gaps)
@@ -74,7 +76,7 @@ class Template:
         fields = self._struct.unpack(body)
         if fields[::2] != self._fixed:
             return None
-        return self._make(*[fields[place] for place in self._places])
+        return self._make(*self._values(fields))
 
 
 def make_templates(encode: Callable[[m.Message], bytes]) -> list[Template]:
@@ -90,7 +92,7 @@ def _example(code: str, number: int) -> Any:
 
 def _get_reply(object_id: bytes, *numbers: int) -> m.GetReply:
     *place, store_fd, mmap_size = numbers
-    return m.GetReply((ObjectID(object_id),), (ObjectSpec(*place),), (store_fd,), (mmap_size,))
+    return m.GetReply((make_id(object_id),), (ObjectSpec(*place),), (store_fd,), (mmap_size,))
 
 
 def _of_get_reply(reply: m.GetReply) -> Values | None:
@@ -104,7 +106,7 @@ def _of_get_reply(reply: m.GetReply) -> Values | None:
 
 def _create_reply(object_id: bytes, *numbers: int) -> m.CreateReply:
     *place, store_fd, mmap_size = numbers
-    return m.CreateReply(ObjectID(object_id), ObjectSpec(*place), store_fd=store_fd, mmap_size=mmap_size)
+    return m.CreateReply(make_id(object_id), ObjectSpec(*place), store_fd=store_fd, mmap_size=mmap_size)
 
 
 def _of_create_reply(reply: m.CreateReply) -> Values | None:
@@ -130,18 +132,18 @@ _PLACE = ("i", "Q", "Q", "Q", "Q", "i", "i", "q")  # a spec, then `store_fd` and
 _PARTS: Final[tuple[tuple[tuple[str, ...], Callable[..., m.Message], Callable[[Any], Values | None]], ...]] = (
     (
         (_ID, "q"),
-        lambda object_id, timeout: m.GetRequest((ObjectID(object_id),), timeout),
+        lambda object_id, timeout: m.GetRequest((make_id(object_id),), timeout),
         lambda get: (*get.object_ids, get.timeout_ms) if len(get.object_ids) == 1 else None,
     ),
     ((_ID, *_PLACE), _get_reply, _of_get_reply),
     (
         (_ID,),
-        lambda object_id: m.ReleaseRequest(ObjectID(object_id)),
+        lambda object_id: m.ReleaseRequest(make_id(object_id)),
         lambda release: (release.object_id,),
     ),
     (
         (_ID, "Q", "Q"),
-        lambda object_id, *sizes: m.CreateRequest(ObjectID(object_id), True, *sizes),
+        lambda object_id, *sizes: m.CreateRequest(make_id(object_id), True, *sizes),
         lambda create: (create.object_id, create.data_size, create.metadata_size)
         if create.evict_if_full is True and not create.device_num
         else None,
@@ -149,12 +151,22 @@ _PARTS: Final[tuple[tuple[tuple[str, ...], Callable[..., m.Message], Callable[[A
     ((_ID, *_PLACE), _create_reply, _of_create_reply),
     (
         (_ID, "8s"),
-        lambda object_id, digest: m.SealRequest(ObjectID(object_id), digest),
+        lambda object_id, digest: m.SealRequest(make_id(object_id), digest),
         lambda seal: (seal.object_id, seal.digest) if len(seal.digest) == 8 else None,
     ),
     (
         (_ID,),
-        lambda object_id: m.SealReply(ObjectID(object_id)),
+        lambda object_id: m.SealReply(make_id(object_id)),
         lambda reply: (reply.object_id,) if reply.error == m.ErrorCode.OK else None,
+    ),
+    (
+        (_ID,),
+        lambda object_id: m.ContainsRequest(make_id(object_id)),
+        lambda contains: (contains.object_id,),
+    ),
+    (
+        (_ID,),
+        lambda object_id: m.ContainsReply(make_id(object_id), True),
+        lambda reply: (reply.object_id,) if reply.has_object is True else None,
     ),
 )

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from plasmastream import LocalProtocolError, ObjectID, RemoteProtocolError
 from plasmastream.wire.plasma import (
+    ContainsReply,
+    ContainsRequest,
     CreateReply,
     CreateRequest,
     ErrorCode,
@@ -35,6 +37,8 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(lambda i, spec, fd, size: CreateReply(i, spec, store_fd=fd, mmap_size=size), ids, specs, int32, int64),
     st.builds(SealRequest, ids, st.binary(min_size=8, max_size=8)),
     st.builds(SealReply, ids),
+    st.builds(ContainsRequest, ids),
+    st.builds(ContainsReply, ids, st.just(True)),
 )
 
 
@@ -67,6 +71,7 @@ def test_a_changed_byte_means_what_it_does_without_templates(message: Message, d
         CreateRequest(ObjectID(bytes(20)), True, 1, 2, device_num=1),
         CreateReply(ObjectID(bytes(20)), ObjectSpec(), ErrorCode.OUT_OF_MEMORY),
         SealReply(ObjectID(bytes(20)), ErrorCode.OBJECT_EXISTS),
+        ContainsReply(ObjectID(bytes(20)), False),
     ],
 )
 def test_what_does_not_fit_goes_the_long_way(message: Message) -> None:

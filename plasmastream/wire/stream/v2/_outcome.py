@@ -30,7 +30,7 @@ class Outcome(IntEnum):
     @classmethod
     def known(cls, value: int) -> "Outcome | None":
         """The outcome of that value; None where only a later version knows it."""
-        return _KNOWN.get(value)
+        return _BY_NUMBER.get(value)
 
     @property
     def is_success(self) -> bool:
@@ -43,8 +43,7 @@ class Outcome(IntEnum):
         return self in _PASSING
 
 
-_KNOWN: Final = {int(outcome): outcome for outcome in Outcome}
-
+_BY_NUMBER: Final = {int(outcome): outcome for outcome in Outcome}
 _PASSING: Final = frozenset(
     {
         Outcome.BEING_TAKEN,
