@@ -12,7 +12,7 @@ class Companion:
     """Within an `async with` block that lasts longer than `after` seconds, `work` runs beside it, and is told of this.
 
     It is cancelled when the block is left, but not while it has `sending`: half a frame would be the end of the
-    connection. Where the block fails there is no such regard. Errors are the work's own affair.
+    connection. Where the block itself is cancelled, there is no such regard. The work may raise nothing.
 
     Args:
         loop: the event loop.

@@ -45,13 +45,14 @@ class EventLoop:
 
         It may return early, where the time of another wait for the same socket is over.
         """
-        alarm = self.call_at(deadline, partial(self._wake, sock))
+        alarm = None if deadline == inf else self.call_at(deadline, partial(self._wake, sock))
         try:
             await wait(sock)
         except _CLOSED:
             return sock.fileno() >= 0 and self.now() < deadline
         finally:
-            alarm.cancel()
+            if alarm is not None:
+                alarm.cancel()
         return True
 
     def _wake(self, sock: socket.socket) -> None:

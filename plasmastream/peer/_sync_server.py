@@ -103,10 +103,12 @@ class _SyncRequest:
 
     async def _attend(self, companion: Companion) -> None:
         """Listen to the client, and tell it what is new: at once where a peer request is done, else every second."""
+        pause = _REPORT_EVERY - _ATTEND_AFTER
         try:
             while True:
-                with trio.move_on_after(_REPORT_EVERY) as self._until_news:
+                with trio.move_on_after(pause) as self._until_news:
                     raise self._channel.not_wanted(await self._channel.next_event())
+                pause = _REPORT_EVERY
                 async with companion.sending:
                     self._queue_news()
                     await self._channel.flush()

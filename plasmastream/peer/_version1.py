@@ -201,7 +201,8 @@ class Version1Client:
                     store_timeout=self._timeouts.store,
                     on_progress=on_progress,
                 ).run()
-                link.transport.break_on_death(False)
+                if kind is TransferKind.TAKE:
+                    link.transport.break_on_death(False)
                 self.disconnect()  # version 1 has no other word for "all is here"
 
     async def _send(self, link: _Link) -> None:

@@ -157,7 +157,7 @@ def test_leases_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_connections_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Version1Client, "_disconnect", lambda self: setattr(self, "_link", None))
+    monkeypatch.setattr(Version1Client, "disconnect", lambda self: setattr(self, "_link", None))
     first_failure(range(20), match="the connection #")
 
 

@@ -23,6 +23,7 @@ from plasmastream.wire._payload import DIRECT_SIZE, Payload
 from plasmastream.wire._scratch import Scratch
 from plasmastream.wire.stream._events import NEED_BUFFER, NEED_DATA, ConnectionClosed, Event, Signal
 from plasmastream.wire.stream._messages import DamagedError
+from plasmastream.wire.stream.v2._codec import decode_message, encode_message
 from plasmastream.wire.stream.v2._encodings import Encoding, decode, encode
 from plasmastream.wire.stream.v2._events import (
     ChunkEnded,
@@ -55,12 +56,7 @@ from plasmastream.wire.stream.v2._limits import (
     Patience,
 )
 from plasmastream.wire.stream.v2._liveness import Lateness, Liveness
-from plasmastream.wire.stream.v2._messages import (
-    Hello,
-    Message,
-    decode_message,
-    encode_message,
-)
+from plasmastream.wire.stream.v2._messages import Hello, Message
 from plasmastream.wire.stream.v2._rules import check, check_message, check_payload, check_run, check_sizes
 from plasmastream.wire.stream.v2._state import CHANGING, CLIENT_MAY, GREETING, IDLE, REQUESTS, SERVER_MAY
 

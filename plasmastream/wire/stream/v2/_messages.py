@@ -5,7 +5,6 @@ Fields stand in the order of the slots in `schema/stream.fbs`.
 
 import struct
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import starmap
 from typing import Annotated, Any, ClassVar, Final
 
@@ -21,7 +20,6 @@ TOKEN_SIZE: Final = 16
 DIGEST_SIZE: Final = 8
 
 _ID: Final = struct.Struct(f"{OBJECT_ID_SIZE}s")
-_ROOT: Final = struct.Struct("<I")
 
 
 class Ids(View):
@@ -283,60 +281,8 @@ class End(Message):
     """Seconds."""
 
 
-_OFTEN_ALIKE: Final = FrameType.END, FrameType.OUTCOMES, FrameType.PROGRESS
-_SHORT: Final = 256  # bytes of a body
-_REMEMBERED: Final = 256
-
 _MESSAGES: Final[tuple[type[Message], ...]] = (
     Hello, Open, Read, Drop, Close, Put, Sync, Stat, ListObjects, Cancel, Want, Outcomes, Progress, Listed, End,
 )  # fmt: skip
 TABLES: Final[dict[FrameType, Table[Message]]] = {cls.type: Table(cls) for cls in _MESSAGES}
 """The layout of each control message, by frame type."""
-
-
-def encode_message(message: Message) -> bytes:
-    """Write the body of a control message.
-
-    Raises:
-        LocalProtocolError: a field has a value that cannot be sent.
-    """
-    match message:
-        case End() | Outcomes(indexes=[_]) | Progress(requests=[] | [_]):  # of which most are like those before them
-            return _encode_again(message)
-        case _:
-            return _encode(message)
-
-
-def _encode(message: Message) -> bytes:
-    pieces: Pieces = [b""]
-    try:
-        root, _ = TABLES[message.type].save(message, 0, _ROOT.size, pieces)
-    except struct.error as error:
-        raise LocalProtocolError(f"a {message.type.name} cannot be sent: {error}") from None
-    pieces[0] = _ROOT.pack(root)
-    return b"".join(pieces)
-
-
-def decode_message(frame_type: FrameType, body: bytes | bytearray) -> Any:
-    """Read the body of a control message.
-
-    Raises:
-        RemoteProtocolError: the body is no such message.
-    """
-    if len(body) <= _SHORT and frame_type in _OFTEN_ALIKE:
-        return _decode_again(frame_type, bytes(body))
-    return _decode(frame_type, body)
-
-
-def _decode(frame_type: FrameType, body: bytes | bytearray) -> Any:
-    try:
-        return TABLES[frame_type].load(body, 0, *_ROOT.unpack_from(body))
-    except struct.error:
-        fault = "its offsets lead out of it"
-    except RemoteProtocolError as error:
-        fault = str(error)
-    raise RemoteProtocolError(f"a body of {len(body)} bytes is no {frame_type.name}: {fault}")
-
-
-_encode_again = lru_cache(_REMEMBERED)(_encode)
-_decode_again = lru_cache(_REMEMBERED)(_decode)

@@ -3,7 +3,9 @@
 import contextlib
 import random
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flatbuffers
 import pytest
@@ -11,9 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plasmastream.wire.stream.v2
-from plasmastream import LocalProtocolError, RemoteProtocolError
-from plasmastream.wire.stream.v2 import Fetch, FrameType, Hello, Message, Open, Read, Stat, Sync
-from plasmastream.wire.stream.v2._messages import TABLES, decode_message, encode_message
+from plasmastream import LocalProtocolError, ObjectID, RemoteProtocolError
+from plasmastream.wire.stream.v2 import (
+    TOKEN_SIZE,
+    Amount,
+    Fetch,
+    FrameType,
+    Hello,
+    Message,
+    Open,
+    Progress,
+    Read,
+    Stat,
+    Sync,
+)
+from plasmastream.wire.stream.v2._codec import _decode, _encode, decode_message, encode_message
+from plasmastream.wire.stream.v2._messages import TABLES
 from tests.wire.oracle import Oracle
 from tests.wire.stream.helpers import object_id
 from tests.wire.stream.v2.samples import ANY_MESSAGE, HELLO, ONE_OF_EACH, TOKEN, A
@@ -163,3 +178,38 @@ def test_peer_requests_that_share_their_ids_take_no_memory() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 20 * len(body)
+
+
+@pytest.mark.parametrize("take", [False, True])
+@pytest.mark.parametrize("host", ["127.0.0.1", "a.host"])
+def test_what_comes_again_is_written_and_read_as_the_first_time(take: bool, host: str) -> None:
+    """Also where something like it came in between."""
+    for number in range(3):
+        object_id = ObjectID.from_name(f"{host} {number}")
+        for message in (
+            Open(bytes([number]) * TOKEN_SIZE, take, 0, (object_id,)),
+            Open(bytes([number]) * TOKEN_SIZE, take, 1, (object_id,)),
+            Sync((Fetch(take, host, 2000 + number, (object_id,)),)),
+            Sync((Fetch(take, host, 2000 + number, (object_id,)),), detach=True),
+            Sync((Fetch(not take, host, 2000, (object_id,)),)),
+            Progress((Amount(1, 100 + number % 2),)),
+        ):
+            body = encode_message(message)
+            assert body == _encode(message)
+            assert decode_message(message.type, body) == decode_message(message.type, bytearray(body)) == message
+
+
+@pytest.mark.parametrize("message", [Open(b"t" * TOKEN_SIZE, True, 0, (A,)), Sync((Fetch(True, "host", 1, (A,)),))])
+def test_what_is_nearly_as_the_last_time_is_read_for_what_it_is(message: Message) -> None:
+    body = encode_message(message)
+    for at in range(len(body)):
+        assert decode_message(message.type, body) == message
+        damaged = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+        assert outcome(decode_message, message.type, damaged) == outcome(_decode, message.type, damaged)
+
+
+def outcome(decode: Callable[[FrameType, bytes], Any], frame_type: FrameType, body: bytes) -> object:
+    try:
+        return decode(frame_type, body)
+    except RemoteProtocolError as error:
+        return str(error)

@@ -25,8 +25,8 @@ from plasmastream.wire.stream.v2 import (
     Stat,
     Sync,
 )
+from plasmastream.wire.stream.v2._codec import encode_message
 from plasmastream.wire.stream.v2._frames import _CHECKS, _START, CHUNK, OBJECT, RUN, RUN_ENTRY, check_of, pack_frame
-from plasmastream.wire.stream.v2._messages import encode_message
 from plasmastream.wire.stream.v2._state import CLIENT_MAY, GREETING, IDLE, SERVER_MAY
 from tests.wire.stream.helpers import object_id
 from tests.wire.stream.v2.helpers import CLIENT, Connection, Reader, feed, greeted, new_client, new_server, sent

@@ -1,0 +1,141 @@
+"""The bodies of control messages: by their layouts, or as they were written last time.
+
+Small requests are alike but for an id and a token, and so are their answers. What was written or read before is
+remembered as a whole, and of requests about one object as a mould: the bytes of such a request, with gaps. What does
+not fit a mould, to the byte, goes the long way.
+"""
+
+import struct
+from functools import lru_cache
+from typing import Any, Final
+
+import attrs
+
+from plasmastream._errors import LocalProtocolError, RemoteProtocolError
+from plasmastream._object_id import OBJECT_ID_SIZE, ObjectID
+from plasmastream.wire._flat import Pieces
+from plasmastream.wire.stream.v2._frames import FrameType
+from plasmastream.wire.stream.v2._messages import (
+    TABLES,
+    TOKEN_SIZE,
+    End,
+    Fetch,
+    Message,
+    Open,
+    Outcomes,
+    Progress,
+    Sync,
+)
+
+_ROOT: Final = struct.Struct("<I")
+_SHORT: Final = 256  # bytes of a body
+_REMEMBERED: Final = 256
+_TOKEN: Final = ObjectID.random()[:TOKEN_SIZE]  # these two stand where the gaps will be, and nowhere else
+_ID: Final = ObjectID.random()
+
+
+def encode_message(message: Message) -> bytes:
+    """Write the body of a control message.
+
+    Raises:
+        LocalProtocolError: a field has a value that cannot be sent.
+    """
+    match message:
+        case End() | Outcomes(indexes=[_]) | Progress(requests=[] | [_]):
+            return _encode_again(message)
+        case Open(token, take, 0, [object_id]) if len(token) == TOKEN_SIZE:
+            return _opens[take].save(token, object_id)
+        case Sync([Fetch(take, host, port, [object_id])], False, 0.0, 0, 0):
+            return _mould_of_sync(take, host, port).save(b"", object_id)
+        case _:
+            return _encode(message)
+
+
+def decode_message(frame_type: FrameType, body: bytes | bytearray) -> Any:
+    """Read the body of a control message.
+
+    Raises:
+        RemoteProtocolError: the body is no such message.
+    """
+    if len(body) > _SHORT:
+        return _decode(frame_type, body)
+    match frame_type:
+        case FrameType.END | FrameType.OUTCOMES | FrameType.PROGRESS:
+            return _decode_again(frame_type, bytes(body))
+        case FrameType.OPEN:
+            for take, mould in enumerate(_opens):
+                if (gaps := mould.load(body)) is not None:
+                    token, object_id = gaps
+                    return Open(token, bool(take), 0, (ObjectID(object_id),))
+        case FrameType.SYNC:
+            last = _syncs.get(len(body))
+            if last is not None and (gaps := _mould_of_sync(*last).load(body)) is not None:
+                return Sync((Fetch(*last, (ObjectID(gaps[1]),)),))
+            message = _decode(frame_type, body)
+            match message:
+                case Sync([Fetch(take, host, port, [_])], False, 0.0, 0, 0):
+                    _syncs[len(body)] = take, host, port
+            return message
+    return _decode(frame_type, body)
+
+
+def _encode(message: Message) -> bytes:
+    pieces: Pieces = [b""]
+    try:
+        root, _ = TABLES[message.type].save(message, 0, _ROOT.size, pieces)
+    except struct.error as error:
+        raise LocalProtocolError(f"a {message.type.name} cannot be sent: {error}") from None
+    pieces[0] = _ROOT.pack(root)
+    return b"".join(pieces)
+
+
+def _decode(frame_type: FrameType, body: bytes | bytearray) -> Any:
+    try:
+        return TABLES[frame_type].load(body, 0, *_ROOT.unpack_from(body))
+    except struct.error:
+        fault = "its offsets lead out of it"
+    except RemoteProtocolError as error:
+        fault = str(error)
+    raise RemoteProtocolError(f"a body of {len(body)} bytes is no {frame_type.name}: {fault}")
+
+
+_encode_again = lru_cache(_REMEMBERED)(_encode)
+_decode_again = lru_cache(_REMEMBERED)(_decode)
+
+
+@attrs.frozen
+class _Mould:
+    """The body of a request about one object, with gaps for the token, if it has one, and the id."""
+
+    first: bytes
+    between: bytes
+    last: bytes
+    token_size: int
+
+    @classmethod
+    def of(cls, request: Message, token: bytes) -> "_Mould":
+        """The mould of a request that has the example of an id, and that of a token or none."""
+        before, _, last = _encode(request).partition(_ID)
+        first, _, between = before.partition(token) if token else (b"", b"", before)
+        return cls(first, between, last, len(token))
+
+    def save(self, token: bytes, object_id: bytes) -> bytes:
+        return b"".join((self.first, token, self.between, object_id, self.last))
+
+    def load(self, body: bytes | bytearray) -> tuple[bytes, bytes] | None:
+        """The token and the id; None where the body is another one."""
+        at = len(self.first)
+        token = bytes(body[at : at + self.token_size])
+        at += self.token_size + len(self.between)
+        object_id = bytes(body[at : at + OBJECT_ID_SIZE])
+        return (token, object_id) if self.save(token, object_id) == body else None
+
+
+_opens: Final = [_Mould.of(Open(_TOKEN, take, 0, (_ID,)), _TOKEN) for take in (False, True)]
+_syncs: Final[dict[int, tuple[bool, str, int]]] = {}
+"""What the last SYNC of one object wanted of whom, by the size of its body."""
+
+
+@lru_cache(_REMEMBERED)
+def _mould_of_sync(take: bool, host: str, port: int) -> _Mould:
+    return _Mould.of(Sync((Fetch(take, host, port, (_ID,)),)), b"")
