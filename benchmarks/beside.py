@@ -42,7 +42,7 @@ def contests() -> Iterator[Sequence[Contest]]:
                 "ms",
                 {BESIDE: partial(wait, transfer), ALONE: partial(wait, partial(trio.sleep, _ALONE_SECONDS))},
                 [at_most(5, ALONE)],
-                most_seconds=40,
+                most_seconds=25,
             ),
             Contest(
                 0,
@@ -52,7 +52,7 @@ def contests() -> Iterator[Sequence[Contest]]:
                     BESIDE: partial(_rate_beside, source, destination, small, large),
                     ALONE: lambda: _LARGE / destination.fetch(source, large, 2)[0] / 1e9,
                 },
-                most_seconds=10,
+                most_seconds=6,
             ),
         ]
 

@@ -99,7 +99,7 @@ class Contest:
     """Rivals that cannot take part here, and why."""
     ours: int = 1
     """How many of the contestants, from the first on, are held against all others. A mark may be about any."""
-    most_seconds: float = 15.0
+    most_seconds: float = 10.0
     """After which it stops, but not before the third round."""
 
     @property

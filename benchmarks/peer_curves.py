@@ -29,7 +29,7 @@ _CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 _CONNECTED = (0, 18, 36, 54, 72, 90)  # a server has 128 at most, and 96 of one peer
 _SMALL = 100
 _BATCH = 1000
-_SECONDS = 1.0
+_SECONDS = 0.5
 
 
 def curves(

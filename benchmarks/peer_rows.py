@@ -46,6 +46,8 @@ _MEMORY = 1200 << 20
 _SOURCE_MEMORY = 4 << 30  # a server holds a quarter of it for one peer, and a GiB is fetched in one request
 _GIB = 1 << 30
 _LATENCIES = 300
+# A virtual machine may give what is free back to its host: the next one is not to find what the last one has just left.
+_UNTIL_GIVEN_BACK = 3.0
 _ZEROS = bytes(1 << 20)
 
 
@@ -79,6 +81,7 @@ def contests() -> Iterator[Sequence[Contest]]:
                     ids.extend(source.give(count, size))
                 if not into_fresh:
                     return amount / destination.fetch(source, ids, version)[0]
+                time.sleep(_UNTIL_GIVEN_BACK)
                 with node(here / "fresh", _MEMORY) as fresh:
                     return amount / fresh.fetch(source, ids, version)[0]
 
@@ -178,6 +181,7 @@ def _rivals(stack: contextlib.ExitStack) -> tuple[Mapping[str, Callable[[int, in
 
 def _touch(count: int, size: int) -> float:
     """What the kernel alone takes for memory that nobody has used yet: it clears each page."""
+    time.sleep(_UNTIL_GIVEN_BACK)
     with mmap.mmap(-1, count * size) as memory:
         began = time.perf_counter()
         for at in range(0, len(memory), len(_ZEROS)):

@@ -41,7 +41,7 @@ async def copy(host: str, port: int, object_ids: Sequence[ObjectID]) -> dict[Obj
         while True:
             match connection.next_event():
                 case ObjectReceived() as small:  # header, metadata and data in one event
-                    arrived[small.object_id] = small.data, small.metadata
+                    arrived[small.object_id] = bytes(small.data), small.metadata  # the view is for now
                 case PayloadStarted() as large:  # we say where its data goes; it is read there piece by piece
                     metadata, buffer = large.metadata, bytearray(large.data_size)
                     connection.supply_buffer(buffer)

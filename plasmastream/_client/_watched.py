@@ -76,6 +76,10 @@ class WatchedMemory:
         _watches[id(watch)] = watch
         return memoryview(array)[offset : offset + nbytes].toreadonly()
 
+    def copied(self, start: int, end: int) -> bytes:
+        """The bytes from `start` up to `end`."""
+        return self._mapped[start:end] if self._mapped is not None else b""
+
 
 def address_of(memory: mmap.mmap | bytes | bytearray | memoryview) -> int:
     """Where memory begins. ctypes itself tells that of what can be written only."""

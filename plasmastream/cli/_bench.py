@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import attrs
 import trio
@@ -255,12 +256,16 @@ async def _rates(
             complain("plasmastream", f"{label} and more are left out: an object would take about {expected:.3g} s")
             break
         try:
-            rows.append(await gauge.measure(size, seconds, lambda share: show(label, done + share)))  # noqa: B023
+            rows.append(await gauge.measure(size, seconds, partial(_show_share, show, label, done)))
         except NoRoomError as error:
             complain("plasmastream", f"{label} and more are left out: {error}")
             await gauge.clear()
             break
     return rows
+
+
+def _show_share(show: Callable[[str, float], None], label: str, done: int, share: float) -> None:
+    show(label, done + share)
 
 
 def _in_json(server: Address, latency: Row, rates: Iterable[Row]) -> str:

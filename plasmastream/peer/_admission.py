@@ -1,9 +1,9 @@
 """How much one peer may have under way at a server: some requests work, some wait in order, the rest is refused."""
 
-from collections import Counter, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import deque
+from types import TracebackType
 
+import attrs
 import trio
 
 from plasmastream._errors import PeerError
@@ -30,7 +30,7 @@ class Admission:
         self._at_work = at_work
         self._most_waiting = waiting
         self._patience = patience
-        self._working: Counter[str] = Counter()
+        self._working: dict[str, int] = {}
         self._waiting: dict[str, deque[trio.Event]] = {}
 
     @property
@@ -40,23 +40,22 @@ class Admission:
 
     def is_full(self, peer: str) -> bool:
         """Whether a request of a peer would have to wait."""
-        return self._working[peer] >= self._at_work
+        return self._working.get(peer, 0) >= self._at_work
 
-    @asynccontextmanager
-    async def admit(self, peer: str) -> AsyncIterator[None]:
-        """Work on a request of a peer within the block; wait for the turn first.
+    def admit(self, peer: str) -> "_Place":
+        """Work on a request of a peer within an `async with` block; wait for the turn first.
 
         Raises:
             BusyError: it did not come in time, or too many wait.
         """
+        return _Place(self, peer)
+
+    async def enter(self, peer: str) -> None:
+        """Wait for the turn, and take it: see `admit`."""
         if self.is_full(peer):
             await self._wait(peer)
         else:
-            self._working[peer] += 1
-        try:
-            yield
-        finally:
-            self._leave(peer)
+            self._working[peer] = self._working.get(peer, 0) + 1
 
     async def _wait(self, peer: str) -> None:
         queue = self._waiting.setdefault(peer, deque())
@@ -68,7 +67,7 @@ class Admission:
                     await turn.wait()
             except BaseException:
                 if turn.is_set():
-                    self._leave(peer)
+                    self.leave(peer)
                 raise
             finally:
                 if not turn.is_set():
@@ -78,7 +77,8 @@ class Admission:
         if not turn.is_set():
             raise BusyError(f"{self._at_work} requests of {peer} are at work, and others wait", 1.0)
 
-    def _leave(self, peer: str) -> None:
+    def leave(self, peer: str) -> None:
+        """Let the next one have the turn."""
         queue = self._waiting.get(peer)
         if queue:
             queue.popleft().set()  # whose place this is from now on
@@ -86,3 +86,19 @@ class Admission:
         self._working[peer] -= 1
         if not self._working[peer]:
             del self._working[peer]
+
+
+@attrs.frozen
+class _Place:
+    """See `Admission.admit`."""
+
+    admission: Admission
+    peer: str
+
+    async def __aenter__(self) -> None:
+        await self.admission.enter(self.peer)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.admission.leave(self.peer)

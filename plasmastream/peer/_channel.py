@@ -2,10 +2,8 @@
 
 import math
 
-import anyio
-import anyio.lowlevel
-
 from plasmastream._errors import PeerError, RemoteProtocolError
+from plasmastream.peer._event_loop import running_loop
 from plasmastream.peer._results import RefusedError
 from plasmastream.peer._transport import Excuse, PeerStalledError, Transport
 from plasmastream.wire.stream.v2 import (
@@ -41,6 +39,8 @@ class Channel:
         self.connection = connection
         self.transport = transport
         self.patience = patience
+        self.loop = running_loop()
+        self._now = self.loop.now
         self.received = 0
         """Bytes that have come."""
 
@@ -65,7 +65,7 @@ class Channel:
         patience = self.patience
         at_least = int(patience.rate * patience.stall)
         await self.transport.send(pieces, timeout=patience.stall, at_least=at_least, excuse=excuse)
-        self.connection.sent(anyio.current_time())
+        self.connection.sent(self._now())
 
     async def next_event(self) -> AnyEvent:
         """Wait for the next event. A cancel loses nothing.
@@ -91,7 +91,7 @@ class Channel:
 
     async def _read(self) -> None:
         deadline = self.connection.deadline
-        patience = math.inf if deadline == math.inf else max(0.0, deadline - anyio.current_time())
+        patience = math.inf if deadline == math.inf else max(0.0, deadline - self._now())
         try:
             with self.connection.get_buffer() as buffer:
                 nbytes = await self.transport.receive_into(buffer, timeout=patience)
@@ -99,7 +99,7 @@ class Channel:
             raise self._stalled() from error
         if nbytes:
             self.received += nbytes
-            self.connection.advance(nbytes, anyio.current_time())
+            self.connection.advance(nbytes, self._now())
             return
         self.connection.receive_eof()
         try:
@@ -108,7 +108,7 @@ class Channel:
             raise PeerError(f"{self.peer}: {error}") from error
 
     def _stalled(self) -> PeerStalledError:
-        now = anyio.current_time()
+        now = self._now()
         late = self.connection.late(now) or Lateness.SILENT
         as_a_whole = {Lateness.SLOW: self.patience.stall, Lateness.HELLO: self.patience.hello}
         seconds = as_a_whole.get(late, now - self.connection.last_progress)
@@ -140,7 +140,7 @@ class ClientChannel(Channel):
             PeerError: it does not answer in time, or the connection broke.
             RemoteProtocolError: it broke the protocol, or speaks another one.
         """
-        connection = ClientConnection(hello, anyio.current_time(), limits=limits, patience=patience)
+        connection = ClientConnection(hello, running_loop().now(), limits=limits, patience=patience)
         channel = cls(connection, transport, patience)
         try:
             connection.greet()

@@ -3,9 +3,10 @@
 import logging
 import math
 import resource
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
 
+import anyio
 import attrs
 import trio
 
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 _MAX_FETCHES = 256
 _MAX_CONNECTED, _MAX_PEERS = 64, 1024
 _IDLE = 60.0
+_COMPRESSIONS = {int(encoding): encoding.name.lower() for encoding in (Encoding.ZSTD, Encoding.LZ4)}
 
 
 class Claims:
@@ -65,17 +67,27 @@ class Claims:
                 await self._claimed[object_id].wait()
                 return
 
-    @contextmanager
-    def claim(self, object_ids: Sequence[ObjectID]) -> Iterator[None]:
+    def claim(self, object_ids: Sequence[ObjectID]) -> "_Claim":
         """Claim objects of which none is claimed, for the time of a `with` block."""
+        return _Claim(self._claimed, object_ids)
+
+
+@attrs.frozen
+class _Claim:
+    claimed: dict[ObjectID, trio.Event]
+    object_ids: Sequence[ObjectID]
+
+    def __enter__(self) -> None:
         over = trio.Event()
-        self._claimed.update(dict.fromkeys(object_ids, over))
-        try:
-            yield
-        finally:
-            for object_id in object_ids:
-                del self._claimed[object_id]
-            over.set()
+        for object_id in self.object_ids:
+            self.claimed[object_id] = over
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for object_id in self.object_ids:
+            over = self.claimed.pop(object_id)
+        over.set()
 
 
 class Dispatcher:
@@ -108,7 +120,7 @@ class Dispatcher:
         self._receiving = Claims()
         self.is_claimed: Callable[[ObjectID], bool] = lambda object_id: False
         """Whether a client of this server is taking an object from it."""
-        self._fetches = trio.CapacityLimiter(_max_fetches())
+        self._fetches = anyio.Semaphore(_max_fetches(), max_value=_max_fetches(), fast_acquire=True)
         self._peers: dict[tuple[str, int], _Peer] = {}
 
     async def sync(self, peer_requests: Sequence[PeerRequest]) -> list[int]:
@@ -126,6 +138,9 @@ class Dispatcher:
             except Exception:  # which is what the status is for
                 _log.exception("a peer request ended by an error that nobody expected; please report it")
 
+        if len(peer_requests) == 1:
+            await carry_out(0, peer_requests[0])
+            return statuses
         async with trio.open_nursery() as nursery:
             for index, request in enumerate(peer_requests):
                 nursery.start_soon(carry_out, index, request)
@@ -152,19 +167,19 @@ class Dispatcher:
         results: dict[ObjectID, Result] = {}
         left: Sequence[ObjectID] = request.object_ids
         deadline = math.inf if timeout is None else trio.current_time() + timeout
-        with trio.CancelScope(deadline=deadline) as waiting:
-            while left:
-                ours = self._receiving.unclaimed(left)
-                if not ours:
+        while left:
+            ours = self._receiving.unclaimed(left)
+            if not ours:
+                with trio.CancelScope(deadline=deadline) as waiting:
                     await self._receiving.wait(left)
-                    continue
-                with self._receiving.claim(ours):
-                    waiting.deadline = math.inf  # from here on, the fetch itself looks at the time
-                    patience = None if timeout is None else max(0.0, deadline - trio.current_time())
-                    fetched = await self._fetch(request, ours, patience, encoding, budget, report)
-                waiting.deadline = deadline
-                results |= {result.object_id: result for result in fetched}
-                left = [object_id for object_id in left if object_id not in results]
+                if waiting.cancelled_caught:
+                    break
+                continue
+            with self._receiving.claim(ours):
+                patience = None if timeout is None else max(0.0, deadline - trio.current_time())
+                fetched = await self._fetch(request, ours, patience, encoding, budget, report)
+            results |= {result.object_id: result for result in fetched}
+            left = [object_id for object_id in left if object_id not in results]
         late = Outcome.OUT_OF_TIME, "another request was fetching it until the time was over"
         return [results.get(object_id) or Result(object_id, *late) for object_id in request.object_ids]
 
@@ -178,9 +193,12 @@ class Dispatcher:
         report: Report,
     ) -> list[Result]:
         kind = TransferKind.TAKE if request.take else TransferKind.COPY
-        compression = {Encoding.ZSTD: "zstd", Encoding.LZ4: "lz4"}.get(Encoding(encoding)) if encoding < 3 else None
-        with self._peer(request.host, request.port) as client:
-            results = await client.fetch(
+        compression = _COMPRESSIONS.get(encoding)
+        address = request.host, request.port
+        peer = self._peer(address)
+        peer.users += 1
+        try:
+            results = await peer.client.fetch(
                 kind,
                 object_ids,
                 self._store,
@@ -191,35 +209,32 @@ class Dispatcher:
                 turn=lambda: self._fetches,
                 on_progress=report,
             )
+        finally:
+            peer.users -= 1
+            peer.used_at = trio.current_time()
+            self._peers[address] = self._peers.pop(address)  # the last one used is the last one
+            if len(self._peers) > _MAX_CONNECTED:
+                self._close_idle(_MAX_CONNECTED)
         failed = [result for result in results if not result.is_success]
         if failed:
-            _log.warning("%s of %d of %d objects from %s: %s", kind.name, len(failed), len(results), client, failed[0])
+            count = len(results)
+            _log.warning("%s of %d of %d objects from %s: %s", kind.name, len(failed), count, peer.client, failed[0])
         return results
 
-    @contextmanager
-    def _peer(self, host: str, port: int) -> Iterator[PeerClient]:
-        """A client of a peer, whose connections are kept for the next request."""
-        peer = self._peers.get((host, port))
+    def _peer(self, address: tuple[str, int]) -> "_Peer":
+        """A peer, whose connections are kept for the next request."""
+        peer = self._peers.get(address)
         if peer is None:
             client = PeerClient(
-                host,
-                port,
+                *address,
                 timeouts=self._timeouts,
                 limits=self._limits,
                 connect=self._connect,
                 version=self._version,
                 hello=self._hello,
             )
-            peer = self._peers[host, port] = _Peer(client)
-        peer.users += 1
-        try:
-            yield peer.client
-        finally:
-            peer.users -= 1
-            peer.used_at = trio.current_time()
-            self._peers[host, port] = self._peers.pop((host, port))  # the last one used is the last one
-            if len(self._peers) > _MAX_CONNECTED:
-                self._close_idle(_MAX_CONNECTED)
+            peer = self._peers[address] = _Peer(client)
+        return peer
 
     def _close_idle(self, most: int) -> None:
         """Close connections to peers that nobody has used for a while, and to all but the last so many.
@@ -264,7 +279,7 @@ class Dispatcher:
                 _log.warning("%s of %d objects from %s: %s", request.kind.name, len(request.object_ids), client, error)
                 return _status_of(error)
             finally:
-                await client.aclose()
+                client.disconnect()
 
 
 @attrs.define(eq=False)

@@ -7,8 +7,7 @@ source what is sealed here. A round in which nothing moved is followed by a wait
 
 import logging
 import math
-import os
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 
@@ -29,6 +28,7 @@ from plasmastream.peer._budget import Budget
 from plasmastream.peer._channel import ClientChannel
 from plasmastream.peer._incoming import Incoming, Ranges, outcome_of_failed_put, put_small
 from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
+from plasmastream.peer._opened import Opened
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._reliance import doubts, losses
 from plasmastream.peer._results import RefusedError, Result, outcome_of
@@ -36,11 +36,9 @@ from plasmastream.peer._turns import release_all
 from plasmastream.peer._wanted import Piece, Wanted, piece_of, shares
 from plasmastream.store._object_store import NewObject, ObjectStore
 from plasmastream.wire.stream.v2 import (
-    TOKEN_SIZE,
     ChunkEnded,
     ChunkStarted,
     ChunkSummed,
-    Close,
     Drop,
     Encoding,
     Event,
@@ -68,7 +66,6 @@ Report = Callable[[int, int], None]
 _OPEN_AT_ONCE = 4096
 _ATTEMPTS = 3
 _SHARE = 64 << 20  # bytes of a READ, so that several connections share a large object
-_CLOSE_WITHIN, _ABANDON_WITHIN = 5.0, 1.0
 
 
 class Fetch:
@@ -114,12 +111,10 @@ class Fetch:
         self._report = report
         self._is_claimed = is_claimed
         self._turn = turn
-        self._token = os.urandom(TOKEN_SIZE)
-        self._to_close: list[ObjectID] = []
+        self._opened = Opened(lanes)
         self._moved = False
-        self._has_opened = False
         self._hindered: set[ObjectID] = set()
-        self._damaged: Counter[tuple[ObjectID, int]] = Counter()
+        self._damaged: defaultdict[tuple[ObjectID, int], int] = defaultdict(int)
 
     async def run(self) -> list[Result]:
         """Fetch all that can be fetched.
@@ -131,22 +126,30 @@ class Fetch:
             OldPeerError: the peer speaks version 1 alone; nothing has been done.
             StoreConnectionError: our store is gone.
         """
+        deadline = self._persistence.deadline
         try:
-            with anyio.CancelScope(deadline=self._persistence.deadline) as scope:
-                await self._find_present(self._wanted)
-                while self._unfinished and await self._go_on():
-                    pass
-                await self._close_all()
-            if scope.cancelled_caught:
-                self._give_up(self._unfinished, Outcome.OUT_OF_TIME, "the time allowed for it is over")
+            if deadline == math.inf:
+                await self._fetch_all()
+            else:
+                with anyio.CancelScope(deadline=deadline) as scope:
+                    await self._fetch_all()
+                if scope.cancelled_caught:
+                    self._give_up(self._unfinished, Outcome.OUT_OF_TIME, "the time allowed for it is over")
         finally:
-            with anyio.CancelScope(shield=True):
-                for wanted in self._wanted:
-                    if wanted.incoming is not None:
-                        await wanted.incoming.abort()
-                await release_all([wanted.lease for wanted in self._wanted if wanted.lease is not None])
-                await self._abandon()
+            await release_all([wanted.lease for wanted in self._wanted if wanted.lease is not None])
+            begun = [wanted.incoming for wanted in self._wanted if wanted.incoming is not None]
+            if begun or self._opened.is_used:
+                with anyio.CancelScope(shield=True):
+                    for incoming in begun:
+                        await incoming.abort()
+                    await self._opened.abandon()
         return [wanted.result for wanted in self._wanted if wanted.result is not None]
+
+    async def _fetch_all(self) -> None:
+        await self._find_present(self._wanted)
+        while self._unfinished and await self._go_on():
+            pass
+        await self._close_all()
 
     @property
     def _unfinished(self) -> list[Wanted]:
@@ -172,11 +175,13 @@ class Fetch:
         try:
             async with self._turn():
                 await self._open_all()
-                await self._check_all()
-                await self._read_all()
-                if self._take:
-                    await self._drop_all()
-                await self._close_finished()
+                if self._unfinished:
+                    await self._check_all()
+                    await self._read_all()
+                    if self._take:
+                        await self._drop_all()
+                if self._unfinished:  # otherwise all of it is closed, in the end
+                    await self._opened.close_finished()
         except OldPeerError:
             if self._persistence.has_progressed:
                 raise PeerError(f"{self._lanes} spoke version 2, and does no more") from None
@@ -221,7 +226,7 @@ class Fetch:
     def _finish(self, wanted: Wanted, outcome: int, reason: str = "") -> None:
         wanted.result = Result(wanted.object_id, outcome, reason)
         if wanted.is_open:
-            self._to_close.append(wanted.object_id)
+            self._opened.finish(wanted.object_id)
         self._moved = True
 
     def _succeed(self, wanted: Wanted) -> None:
@@ -265,24 +270,27 @@ class Fetch:
     async def _open(self, channel: ClientChannel, batch: Sequence[Wanted]) -> None:
         unanswered = dict(enumerate(batch))
 
-        def answered(index: int) -> Wanted:
-            wanted = unanswered.pop(index, None)
-            if wanted is None:
-                raise RemoteProtocolError(f"{channel.peer} answered for object {index}, which it was not asked for now")
-            return wanted
+        def answered(indexes: Iterable[int]) -> list[Wanted]:
+            try:
+                return [unanswered.pop(index) for index in indexes]
+            except KeyError as error:
+                raise RemoteProtocolError(
+                    f"{channel.peer} answered for object {error.args[0]}, which it was not asked for now"
+                ) from None
 
         ids = tuple(wanted.object_id for wanted in batch)
         is_damaged = False
-        self._has_opened = True
-        await channel.send(Open(self._token, self._take, self._encoding, ids))
+        self._opened.use()
+        await channel.send(Open(self._opened.token, self._take, self._encoding, ids))
         while (event := await channel.answer()) is not None:
             match event:
                 case RunArrived():
-                    await self._take_run([(answered(index), data, meta) for index, data, meta in event.objects])
+                    await self._take_run(answered(index for index, _, _ in event.objects), event.objects)
                 case ObjectDescribed():
-                    await self._take_description(answered(event.index), event)
+                    (wanted,) = answered((event.index,))
+                    await self._take_description(wanted, event)
                 case Outcomes():
-                    named = [answered(index) for index in event.indexes]
+                    named = answered(event.indexes)
                     if event.outcome == Outcome.NOT_FOUND:
                         await self._find_present([wanted for wanted in named if wanted.lease is None])
                         await self._arrive([wanted for wanted in named if wanted.lease is not None])
@@ -298,33 +306,33 @@ class Fetch:
             else:
                 self._finish(wanted, Outcome.REFUSED, f"{channel.peer} did not answer for it")
 
-    async def _take_run(self, run: Sequence[tuple[Wanted, memoryview, memoryview]]) -> None:
-        news = []
-        for wanted, data, metadata in run:
-            wanted.is_open = self._take and wanted.lease is not None
+    async def _take_run(self, run: Sequence[Wanted], arrived: Sequence[tuple[int, memoryview, memoryview]]) -> None:
+        news: list[tuple[Wanted, NewObject]] = []
+        for wanted, (_, data, metadata) in zip(run, arrived, strict=True):
             if wanted.lease is None:
-                news.append((wanted, data, metadata))
-            elif not wanted.is_same(data, metadata):
+                news.append((wanted, NewObject(wanted.object_id, data, metadata)))
+                continue
+            wanted.is_open = self._take
+            if not wanted.is_same(data, metadata):
                 self._finish(wanted, Outcome.DIFFERENT)
         if not news:
             return
-        objects = [NewObject(wanted.object_id, data, metadata) for wanted, data, metadata in news]
-        outcomes = await put_small(self._store, objects, self._store_timeout)
-        arrived = nbytes = 0
-        for (wanted, data, metadata), (lease, outcome, reason) in zip(news, outcomes, strict=True):
+        outcomes = await put_small(self._store, [new for _, new in news], self._store_timeout)
+        objects = nbytes = 0
+        for (wanted, new), (lease, outcome, reason) in zip(news, outcomes, strict=True):
+            wanted.is_open = self._take and lease is not None
             if lease is None:
                 self._hinder(wanted, outcome, reason)
                 continue
             wanted.lease, wanted.was_present = lease, outcome is Outcome.PRESENT
-            wanted.is_open = self._take
-            arrived += 1
-            nbytes += len(data) + len(metadata)
+            objects += 1
+            nbytes += lease.size
             if not self._take:
-                self._succeed(wanted)
-            elif wanted.was_present and not wanted.is_same(data, metadata):
+                self._finish(wanted, outcome)
+            elif wanted.was_present and not wanted.is_same(new.data, new.metadata):
                 self._finish(wanted, Outcome.DIFFERENT)
-        if arrived:
-            self._progressed(arrived, nbytes)
+        if objects:
+            self._progressed(objects, nbytes)
 
     async def _take_description(self, wanted: Wanted, described: ObjectDescribed) -> None:
         incoming, lease = wanted.incoming, wanted.lease
@@ -414,7 +422,7 @@ class Fetch:
                     failures.append(error.with_traceback(None))
                     return
 
-        if len(left) == 1:
+        if len(left) <= 1:
             await work()
         else:
             async with anyio.create_task_group() as tasks:
@@ -513,7 +521,7 @@ class Fetch:
         self, channel: ClientChannel, ranges: Sequence[Piece], *, checksums: bool
     ) -> None:
         asked = tuple(Range(wanted.handle, start, end - start) for wanted, start, end in ranges)
-        await channel.send(Read(self._token, checksums, self._encoding, asked))
+        await channel.send(Read(self._opened.token, checksums, self._encoding, asked))
 
     def _hinder_ranges(self, outcomes: Outcomes, ranges: Sequence[Piece]) -> None:
         for index in outcomes.indexes:
@@ -522,7 +530,7 @@ class Fetch:
             if ranges[index][0].result is None:
                 self._hinder(ranges[index][0], outcomes.outcome, outcomes.reason)
 
-    # Drop and close
+    # Drop
 
     async def _drop_all(self) -> None:
         sealed = [
@@ -538,7 +546,7 @@ class Fetch:
                     await self._drop(channel, batch)
 
     async def _drop(self, channel: ClientChannel, batch: Sequence[Wanted]) -> None:
-        await channel.send(Drop(self._token, tuple(wanted.object_id for wanted in batch)))
+        await channel.send(Drop(self._opened.token, tuple(wanted.object_id for wanted in batch)))
         while (event := await channel.answer()) is not None:
             if not isinstance(event, Outcomes):
                 self._wait_on(event)
@@ -571,37 +579,8 @@ class Fetch:
             if wanted.result is None:
                 self._succeed(wanted)
 
-    async def _close_finished(self) -> None:
-        """Have the source let go of what is done with, where more is to come; in the end all of it is."""
-        if self._to_close and self._unfinished:
-            ids, self._to_close = tuple(self._to_close), []
-            await self._close(ids)
-
-    async def _abandon(self) -> None:
-        """Where this was broken off, have the source let go at once: connections that are kept would keep it open."""
-        if not self._has_opened or not self._lanes.has_idle:
-            return
-        with anyio.move_on_after(_ABANDON_WITHIN):
-            try:
-                await self._close(())
-                return
-            except (PeerError, ProtocolError):
-                pass
-        self._lanes.close_idle()
-
     async def _close_all(self) -> None:
-        if not any(wanted.is_open or wanted.handle for wanted in self._wanted) and not self._take:
-            self._has_opened = False
-            return
-        with anyio.move_on_after(_CLOSE_WITHIN):
-            try:
-                await self._close(())
-            except (PeerError, ProtocolError) as error:
-                self._persistence.failed(error)  # the peer will let go by itself
-
-    async def _close(self, object_ids: tuple[ObjectID, ...]) -> None:
-        async with self._lanes.channel(Lane.SMALL) as channel:
-            await channel.send(Close(self._token, object_ids))
-            while await channel.answer() is not None:
-                pass
-            self._has_opened = self._has_opened and bool(object_ids)
+        if not self._take and not any(wanted.is_open or wanted.handle for wanted in self._wanted):
+            self._opened.nothing_is_held()
+        elif (error := await self._opened.close_all()) is not None:
+            self._persistence.failed(error)

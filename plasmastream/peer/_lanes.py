@@ -7,9 +7,9 @@ in order. Which version the peer speaks is found out here, by the first connecti
 import logging
 import math
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from enum import Enum
+from types import TracebackType
 from typing import TypeAlias
 
 import anyio
@@ -20,7 +20,7 @@ from plasmastream.peer._channel import ClientChannel, NoAnswerError
 from plasmastream.peer._results import RefusedError
 from plasmastream.peer._transport import Connect, PeerStalledError, UnreachableError, format_address
 from plasmastream.peer._version1 import NotOldError
-from plasmastream.wire.stream.v2 import DamagedError, Hello, Limits, Outcome, Patience
+from plasmastream.wire.stream.v2 import IDLE, DamagedError, Hello, Limits, Outcome, Patience
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class Lane(Enum):
     SMALL = 2
     LARGE = 4
     SYNC = 16
+
+    __hash__ = object.__hash__  # that of an enum is written in Python
 
 
 class OldPeerError(PeerError):
@@ -103,9 +105,8 @@ class Lanes:
         """Connections with a request under way."""
         return len(self._in_use)
 
-    @asynccontextmanager
-    async def channel(self, lane: Lane, prove: Prove | None = None) -> AsyncIterator[ClientChannel]:
-        """A connection for one request after the other; it is broken off when the block ends within one.
+    def channel(self, lane: Lane, prove: Prove | None = None) -> "_Loan":
+        """A connection for one request after the other; it is broken off when the `async with` block ends within one.
 
         Args:
             lane: for which requests.
@@ -118,21 +119,29 @@ class Lanes:
             RefusedError: the peer has no place for one more.
             PeerError: the connection broke.
         """
+        return _Loan(self, lane, prove)
+
+    async def lend(self, lane: Lane, prove: Prove | None) -> ClientChannel:
+        """Wait for a connection, and lend it: see `channel`."""
         self._check_thread()
-        async with self._slots[lane]:
+        slots = self._slots[lane]
+        await slots.acquire()
+        try:
             channel = self._reuse(lane) or await self._open(prove)
-            self._in_use.add(channel)
-            try:
-                yield channel
-            except BaseException:
-                channel.abort()
-                raise
-            finally:
-                self._in_use.discard(channel)
-                if channel.is_reusable and not self._is_closed:
-                    self._idle[lane].append(channel)
-                else:
-                    channel.abort()
+        except BaseException:
+            slots.release()
+            raise
+        self._in_use.add(channel)
+        return channel
+
+    def take_back(self, lane: Lane, channel: ClientChannel, *, has_failed: bool) -> None:
+        """Keep a connection that was lent for the next request, if it is good for one."""
+        self._in_use.discard(channel)
+        if has_failed or self._is_closed or channel.connection.state is not IDLE:
+            channel.abort()
+        else:
+            self._idle[lane].append(channel)
+        self._slots[lane].release()
 
     def close(self) -> None:
         """Close all connections that no request is using; the others close when it ends."""
@@ -199,3 +208,23 @@ class Lanes:
 
     def __str__(self) -> str:
         return format_address((self._host, self._port))
+
+
+@attrs.define(eq=False)
+class _Loan:
+    """See `Lanes.channel`."""
+
+    lanes: Lanes
+    lane: Lane
+    prove: Prove | None
+    channel: ClientChannel | None = None
+
+    async def __aenter__(self) -> ClientChannel:
+        self.channel = await self.lanes.lend(self.lane, self.prove)
+        return self.channel
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self.channel is not None
+        self.lanes.take_back(self.lane, self.channel, has_failed=kind is not None)

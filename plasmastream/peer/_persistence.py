@@ -7,6 +7,7 @@ import random
 import anyio
 
 from plasmastream._errors import PlasmastreamError
+from plasmastream.peer._event_loop import running_loop
 from plasmastream.peer._transport import PeerStalledError
 
 _log = logging.getLogger(__name__)
@@ -31,9 +32,10 @@ class Persistence:
 
     def __init__(self, patience: float, timeout: float | None, chance: random.Random | None = None) -> None:
         self._patience = patience
-        self.deadline = math.inf if timeout is None else anyio.current_time() + timeout
+        self._now = running_loop().now
         self._uniform = random.uniform if chance is None else chance.uniform
-        self._since = anyio.current_time()
+        self._since = self._now()
+        self.deadline = math.inf if timeout is None else self._since + timeout
         self._wait = _FIRST_WAIT
         self.has_progressed = False
         self._farthest = 0
@@ -43,7 +45,7 @@ class Persistence:
     def progressed(self) -> None:
         """Say that something has been achieved."""
         self.has_progressed = True
-        self._since = anyio.current_time()
+        self._since = self._now()
         self._wait = _FIRST_WAIT
         self._obstacle = self._told = ""
 
@@ -66,7 +68,7 @@ class Persistence:
     @property
     def seconds_stuck(self) -> float:
         """Seconds since the last progress."""
-        return anyio.current_time() - self._since
+        return self._now() - self._since
 
     def last_words(self, peer: object, *parts: str) -> str:
         """What to say of work that is given up: these parts, and what of peer and standstill they lack."""
@@ -92,7 +94,7 @@ class Persistence:
         """Wait before the next attempt. False, at once, where it would come too late. The log says what for, once."""
         wait = max(at_least, self._wait * self._uniform(0.5, 1.0))
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
-        now = anyio.current_time()
+        now = self._now()
         last = min(self.deadline, self._since + self._patience)
         if now + wait > last or now + wait >= self.deadline:
             return False

@@ -79,7 +79,7 @@ class PutRequest:
     async def _find_present(self, absent: Sequence[int]) -> None:
         for part in parts(absent):
             ids = [self._request.object_ids[index] for index in part]
-            present = await self._channel.patiently(partial(self._store.contains, ids), again=True)
+            present = await self._channel.patiently(partial(self._store.contains, ids))
             there = [index for index, is_there in zip(part, present, strict=True) if is_there]
             if there:
                 await self._compare(there)
@@ -87,7 +87,7 @@ class PutRequest:
 
     async def _compare(self, there: Sequence[int]) -> None:
         ids = [self._request.object_ids[index] for index in there]
-        found = await self._channel.patiently(partial(self._store.list_objects, ids), again=True)
+        found = await self._channel.patiently(partial(self._store.list_objects, ids))
         known = {described.object_id: Sizes(described.data_size, described.metadata_size) for described in found}
         for index in there:
             sizes, put = known.get(self._request.object_ids[index]), self._request.sizes[index]

@@ -8,10 +8,11 @@ import logging
 import math
 import socket
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Sequence, Set
+from types import TracebackType
 from typing import TypeAlias
 
+import attrs
 import trio
 
 from plasmastream._errors import PeerError, ProtocolError, RemoteProtocolError, StoreError
@@ -122,6 +123,7 @@ class PeerServer:
         self._background: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._accepting = trio.CancelScope()
+        self._is_stopping = False
         self._idle: dict[trio.CancelScope, Set[Hold]] = {}
         self.address = ("", 0)
 
@@ -151,6 +153,7 @@ class PeerServer:
     def shut_down(self, grace: float) -> None:
         """Stop accepting; let transfers under way end within `grace` seconds; then `serve` returns."""
         self._scope.deadline = trio.current_time() + grace
+        self._is_stopping = True
         self._accepting.cancel()
         self._services.holds.close()
         self._stop_idle()
@@ -160,16 +163,9 @@ class PeerServer:
             if all(hold.is_empty for hold in used):
                 scope.cancel()
 
-    @contextmanager
-    def _may_stop(self, scope: trio.CancelScope, used: Set[Hold] = frozenset()) -> Iterator[None]:
+    def _may_stop(self, scope: trio.CancelScope, used: Set[Hold] = frozenset()) -> "_Idle":
         """A block of a cancel scope that a shutdown may cut short, as soon as these tokens hold nothing."""
-        self._idle[scope] = used
-        if self._accepting.cancel_called:
-            self._stop_idle()  # also others: what their tokens held may have been let go over this connection
-        try:
-            yield
-        finally:
-            del self._idle[scope]
+        return _Idle(self, scope, used)
 
     def _is_being_taken(self, object_ids: Sequence[ObjectID]) -> bool:
         """Whether a TAKE of any of these objects is running, by either version."""
@@ -227,6 +223,25 @@ class PeerServer:
         return self._connections[peer] > self._most_of_one_peer
 
 
+@attrs.frozen
+class _Idle:
+    """See `PeerServer._may_stop`."""
+
+    server: PeerServer
+    scope: trio.CancelScope
+    used: Set[Hold]
+
+    def __enter__(self) -> None:
+        self.server._idle[self.scope] = self.used
+        if self.server._is_stopping:
+            self.server._stop_idle()  # also others: what their tokens held may have been let go over this connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self.server._idle[self.scope]
+
+
 class _Session:
     """One connection: requests in order, each answered before the next is read.
 
@@ -239,6 +254,7 @@ class _Session:
         self._transport = transport
         self._connection = ServerConnection(server._limits)
         self._timeouts = server._timeouts
+        self._until_stopped = trio.CancelScope()
         self._has_asked = False
         self.greeting_deadline = math.inf
         """When all of a greeting has to be there, if one has begun."""
@@ -250,6 +266,12 @@ class _Session:
         Returns:
             In the last case, what came with the offer.
         """
+        with self._until_stopped:
+            return await self._serve()
+        self._transport.close()
+        return None
+
+    async def _serve(self) -> bytes | None:
         event = await self._next_request()
         if isinstance(event, Version2Offered):
             return self._connection.take_rest()
@@ -277,10 +299,10 @@ class _Session:
 
     async def _next_request(self) -> Event | None:
         """The next request, or the clean end; None where the connection stays idle, or the server shuts down."""
-        with trio.CancelScope() as scope, self._server._may_stop(scope):
+        with self._server._may_stop(self._until_stopped):
             patience = self._timeouts.idle if self._has_asked else self._timeouts.progress
-            return await self._read_request(min(patience, self._hurry))
-        return None
+            request = await self._read_request(min(patience, self._hurry))
+        return None if self._until_stopped.cancel_called else request
 
     async def _read_request(self, patience: float) -> Event | None:
         """The next request, of which the first byte comes within `patience` seconds; None where it does not."""
@@ -316,7 +338,7 @@ class _Session:
             leases = await self._hold(request.object_ids)
             try:
                 if leases:
-                    await self._send(leases)
+                    await self._send(leases, is_take=False)
             finally:
                 leases.release()
         return await self._next_request()
@@ -334,7 +356,7 @@ class _Session:
             with taking.claim(request.object_ids):
                 leases = await self._hold(request.object_ids)
                 try:
-                    if leases and (shows := await self._send(leases)) is not None:
+                    if leases and (shows := await self._send(leases, is_take=True)) is not None:
                         event = await self._read_request(self._timeouts.idle)
                         if not shows:
                             _log.warning(
@@ -363,18 +385,19 @@ class _Session:
             return Leases()
         return held
 
-    async def _send(self, leases: Sequence[Lease]) -> bool | None:
+    async def _send(self, leases: Sequence[Lease], *, is_take: bool) -> bool | None:
         """Send objects, or refuse where one is too large for the protocol.
 
         Returns:
             Whether what comes next shows that the client has read them; None after a refusal.
         """
         for lease in leases:
-            status = self._server._limits.check_sizes(len(lease.metadata), len(lease.data))
+            status = self._server._limits.check_sizes(lease.metadata_size, lease.data_size)
             if status is not None:
                 await self._refuse(status)
                 return None
-        return await send_objects(self._connection, self._transport, leases, timeout=self._timeouts.progress)
+        timeout = self._timeouts.progress
+        return await send_objects(self._connection, self._transport, leases, timeout=timeout, is_take=is_take)
 
     async def _refuse(self, status: int) -> None:
         self._connection.refuse(status)

@@ -7,12 +7,12 @@ from typing import TypeVar
 import attrs
 import trio
 
-from plasmastream._errors import PeerError, PlasmastreamError
+from plasmastream._errors import PeerError
 from plasmastream.peer._admission import Admission
 from plasmastream.peer._channel import Channel
+from plasmastream.peer._companion import Companion
 from plasmastream.peer._dispatcher import Claims, Dispatcher
 from plasmastream.peer._holds import Hold, Holds
-from plasmastream.peer._transport import Transport
 from plasmastream.store._object_store import ObjectStore
 from plasmastream.wire.stream.v2 import (
     AnyEvent,
@@ -65,9 +65,8 @@ class ServerChannel(Channel):
 
     connection: ServerConnection
 
-    def __init__(self, connection: ServerConnection, transport: Transport, patience: Patience) -> None:
-        super().__init__(connection, transport, patience)
-        self._sending = trio.Lock()
+    nursery: trio.Nursery
+    """For tasks beside the one that answers, while there is one."""
 
     async def check_cancel(self) -> None:
         """See whether the client wants to go on.
@@ -87,38 +86,21 @@ class ServerChannel(Channel):
         assert isinstance(event, ConnectionClosed)
         return PeerError(f"{self.peer} ended the connection in the middle of a request")
 
-    async def patiently(self, work: Callable[[], Awaitable[T]], *, again: bool = False) -> T:
-        """Wait for something that is not the client's to hasten, and let it know now and then that we live.
+    def accompanied(self, after: float, work: Callable[[Companion], Awaitable[None]]) -> Companion:
+        """A block beside which there is work, if it takes longer than `after` seconds."""
+        return Companion(self.loop, self.nursery, after, work)
 
-        Where the work can be broken off and begun `again`, it costs no task as long as it is short.
-        """
-        if again:
-            with trio.move_on_after(_BEAT):
-                return await work()
-            await self._send_sign_of_life()
-        found: list[T] = []
-        failure: PlasmastreamError | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._beat)
-            try:
-                found.append(await work())
-            except PlasmastreamError as error:
-                failure = error
-            async with self._sending:  # half a frame would be the end of the connection
-                nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-        return found[0]
+    async def patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Wait for something that is not the client's to hasten, and let it know now and then that we live."""
+        async with self.accompanied(_BEAT, self._beat):
+            return await work()
 
-    async def _beat(self) -> None:
+    async def _beat(self, companion: Companion) -> None:
         while True:
+            async with companion.sending:
+                with suppress(PeerError):  # which the next one to send will find out as well
+                    await self.send(Progress())
             await trio.sleep(_BEAT)
-            await self._send_sign_of_life()
-
-    async def _send_sign_of_life(self) -> None:
-        async with self._sending:
-            with suppress(PeerError):  # which the next one to send will find out as well
-                await self.send(Progress())
 
     async def send_outcomes(self, outcomes: Mapping[tuple[int, str], Sequence[int]]) -> None:
         """Send what became of objects: the places of those with the same outcome and reason.

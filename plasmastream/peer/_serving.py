@@ -15,6 +15,7 @@ from plasmastream.peer._admission import BusyError
 from plasmastream.peer._holds import Hold
 from plasmastream.peer._put_server import PutRequest
 from plasmastream.peer._results import outcome_of
+from plasmastream.peer._sender import contents
 from plasmastream.peer._services import CancelledByClientError, ServerChannel, Services
 from plasmastream.peer._sync_server import answer_sync
 from plasmastream.peer._transport import PeerStalledError, Transport
@@ -94,6 +95,17 @@ class Session:
             PeerError: the connection broke.
             ProtocolError: the client broke the protocol.
         """
+        failure: PeerError | ProtocolError | None = None
+        async with trio.open_nursery() as self._channel.nursery:
+            try:
+                await self._serve(refusal)
+            except (PeerError, ProtocolError) as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        self._channel.close()
+
+    async def _serve(self, refusal: str) -> None:
         channel = self._channel
         try:
             greeting = await channel.next_event()
@@ -102,14 +114,12 @@ class Session:
             assert isinstance(greeting, Hello)
             if refusal:
                 await channel.send(End(Outcome.BUSY, refusal, 1.0))
-                channel.close()
                 return
             self._node = greeting.identity
             channel.connection.greet()
             await channel.flush()
             while isinstance(request := await self._next_request(), Message):
                 await self._answer(request)
-            channel.close()
         except ProtocolError as error:
             # What was damaged on its way is asked for again on another connection. Only who has no answer yet needs a
             # word, lest it take us for version 1.
@@ -137,9 +147,10 @@ class Session:
 
     async def _next_request(self) -> Message | ConnectionClosed | None:
         """The next request, or the clean end; None where the connection stays idle, or the server stops."""
-        with trio.CancelScope() as scope, self._services.may_stop(scope, self._used):
-            return await self._read_request()
-        return None
+        scope = self._channel.nursery.cancel_scope
+        with self._services.may_stop(scope, self._used):
+            request = await self._read_request()
+        return None if scope.cancel_called else request
 
     async def _read_request(self) -> Message | ConnectionClosed | None:
         try:
@@ -155,30 +166,13 @@ class Session:
         services = self._services
         admission = services.syncs if isinstance(request, Sync) else services.admission
         try:
-            async with AsyncExitStack() as place:
-                enter = partial(place.enter_async_context, admission.admit(self._peer))
-                await (self._channel.patiently(enter) if admission.is_full(self._peer) else enter())
-                match request:
-                    case Open():
-                        await self._open(request)
-                    case Read():
-                        await self._read(request)
-                    case Drop():
-                        await self._drop(request)
-                    case Close():
-                        await self._close(request)
-                    case Put():
-                        hold = self._hold(request.token)
-                        await self._end_putting(hold)
-                        async with services.holds.put_by(hold, self._channel):
-                            await PutRequest(services, self._channel, hold, request).answer()
-                    case Sync():
-                        await answer_sync(services, self._channel, request)
-                    case Stat():
-                        await self._list(request.object_ids)
-                    case _:
-                        assert isinstance(request, ListObjects)
-                        await self._list(None)
+            if admission.is_full(self._peer):
+                async with AsyncExitStack() as place:
+                    await self._channel.patiently(partial(place.enter_async_context, admission.admit(self._peer)))
+                    await self._carry_out(request)
+            else:
+                async with admission.admit(self._peer):
+                    await self._carry_out(request)
             end = End()
         except BusyError as error:
             end = End(Outcome.BUSY, str(error), error.retry_after)
@@ -189,6 +183,29 @@ class Session:
             end = End(outcome_of(error), str(error)[:1000])
         services.holds.tidy(self._used)
         await self._channel.send(end)
+
+    async def _carry_out(self, request: Message) -> None:
+        match request:
+            case Open():
+                await self._open(request)
+            case Read():
+                await self._read(request)
+            case Drop():
+                await self._drop(request)
+            case Close():
+                await self._close(request)
+            case Put():
+                hold = self._hold(request.token)
+                await self._end_putting(hold)
+                async with self._services.holds.put_by(hold, self._channel):
+                    await PutRequest(self._services, self._channel, hold, request).answer()
+            case Sync():
+                await answer_sync(self._services, self._channel, request)
+            case Stat():
+                await self._list(request.object_ids)
+            case _:
+                assert isinstance(request, ListObjects)
+                await self._list(None)
 
     def _hold(self, token: bytes) -> Hold:
         hold = self._services.holds.use(token, self._node, self._peer, self._used)
@@ -237,7 +254,7 @@ class Session:
         services, channel = self._services, self._channel
         missing: list[int] = []
         ids = [request.object_ids[index] for index in batch]
-        found = await channel.patiently(partial(services.store.get, ids, timeout=timeout), again=True)
+        found = await channel.patiently(partial(services.store.get, ids, timeout=timeout))
         try:
             run: list[tuple[int, Lease]] = []
             size = described = 0
@@ -260,8 +277,8 @@ class Session:
                         handle = services.holds.keep(hold, lease)
                         found[position] = None
                     if not is_small:
-                        channel.connection.send_object(index, len(lease.data), bytes(lease.metadata), handle)
-                        described += len(lease.metadata)
+                        channel.connection.send_object(index, lease.data_size, bytes(lease.metadata), handle)
+                        described += lease.metadata_size
                 if size >= services.limits.run_size:
                     self._queue_run(run, encoding)
                     run, size = [], 0
@@ -278,8 +295,8 @@ class Session:
     async def _admit(self, request: Open, hold: Hold, lease: Lease) -> tuple[int, str] | None:
         """Whether an object may be opened: None, or the outcome and its reason."""
         holds, limits = self._services.holds, self._services.limits
-        if len(lease.data) > limits.max_data_size or len(lease.metadata) > limits.max_metadata_size:
-            sizes = f"{len(lease.data):,} bytes of data and {len(lease.metadata):,} of metadata"
+        if lease.data_size > limits.max_data_size or lease.metadata_size > limits.max_metadata_size:
+            sizes = f"{lease.data_size:,} bytes of data and {lease.metadata_size:,} of metadata"
             return Outcome.TOO_LARGE, f"it has {sizes}"
         is_held = request.take or lease.size > limits.small_size
         if is_held and lease.object_id not in hold.leases and not await holds.make_room(hold, lease.size):
@@ -294,15 +311,16 @@ class Session:
         return None
 
     def _queue_run(self, run: Sequence[tuple[int, Lease]], encoding: Encoding) -> None:
-        self._channel.connection.send_run([(index, lease.data, lease.metadata) for index, lease in run], encoding)
+        self._channel.connection.send_run([(index, *contents(lease)) for index, lease in run], encoding)
 
     async def _flush(self) -> None:
         await self._channel.flush()
         await self._channel.check_cancel()
 
     def _encoding(self, number: int) -> Encoding:
-        peer, ours = self._channel.connection.peer, self._services.hello
-        encoding = Encoding(number) if number in (0, 1, 2) else Encoding.NONE
+        if number not in (1, 2):
+            return Encoding.NONE
+        peer, ours, encoding = self._channel.connection.peer, self._services.hello, Encoding(number)
         name = encoding.name.lower()
         known = peer is not None and name in peer.features and name in ours.features
         return encoding if known else Encoding.NONE
@@ -331,8 +349,8 @@ class Session:
             lease = None if object_id is None else hold.leases.get(object_id)
             if lease is None:  # perhaps closed meanwhile, on another connection
                 return Outcome.EXPIRED, ""
-            if end > len(lease.data):
-                return Outcome.REFUSED, f"bytes {asked.offset} to {end} of {len(lease.data)} were asked for"
+            if end > lease.data_size:
+                return Outcome.REFUSED, f"bytes {asked.offset} to {end} of {lease.data_size} were asked for"
             step = min(end, at + channel.connection.chunk_size)
             # Let go of at a known line: an error on its way up would keep the slice, and so the object.
             with lease.data[at:step] as piece:
@@ -379,7 +397,7 @@ class Session:
     ) -> list[tuple[int, ObjectID]]:
         """Those that are still the objects which were opened: a restarted store may have others of these ids."""
         ids = [object_id for _, object_id in doomed]
-        found = await self._channel.patiently(partial(self._services.store.get, ids), again=True) if ids else []
+        found = await self._channel.patiently(partial(self._services.store.get, ids)) if ids else []
         kept = []
         for (index, object_id), lease in zip(doomed, found, strict=True):
             opened = hold.leases.get(object_id)  # perhaps closed meanwhile, on another connection
@@ -405,7 +423,7 @@ class Session:
     # Stat, list
 
     async def _list(self, object_ids: Sequence[ObjectID] | None) -> None:
-        infos = await self._channel.patiently(partial(self._services.store.list_objects, object_ids), again=True)
+        infos = await self._channel.patiently(partial(self._services.store.list_objects, object_ids))
         for part in parts(infos):
             self._channel.connection.send(_listed(part))
             await self._channel.flush()

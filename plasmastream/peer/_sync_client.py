@@ -40,7 +40,9 @@ class SyncCall:
             PeerError: it cannot be reached, or refused.
             RemoteProtocolError: it broke the protocol.
         """
-        with anyio.move_on_after(persistence.deadline + _LAST_WORD - anyio.current_time()):
+        if self.timeout is None:
+            return await self._ask_until_answered(lanes, persistence)
+        with anyio.CancelScope(deadline=persistence.deadline + _LAST_WORD):
             return await self._ask_until_answered(lanes, persistence)
         raise PeerStalledError(f"{lanes} did not end a SYNC within its {self.timeout:g} s, nor {_LAST_WORD:g} s later")
 

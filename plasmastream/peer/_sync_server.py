@@ -1,21 +1,26 @@
-"""A SYNC at the server: fetch from all peers at once, and keep the client informed as long as it is there."""
+"""A SYNC at the server: fetch from all peers at once, and keep the client informed as long as it is there.
+
+A small one is over before its client can have anything to say, or to be told. So whoever attends to the client comes
+later than the work, and mostly not at all.
+"""
 
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
-import anyio
 import attrs
 import trio
 
 from plasmastream._errors import PeerError, PlasmastreamError, ProtocolError
 from plasmastream.peer._budget import Budget
+from plasmastream.peer._companion import Companion
 from plasmastream.peer._results import Result, outcome_of
 from plasmastream.peer._services import CancelledByClientError, ServerChannel, Services
 from plasmastream.wire.stream.v2 import Amount, Fetch, Outcome, Outcomes, Progress, Sync
 
 _log = logging.getLogger(__name__)
 
+_ATTEND_AFTER = 0.02
 _REPORT_EVERY = 1.0
 _DEFAULT_MAX_BYTES = 256 << 20
 
@@ -54,18 +59,14 @@ class _SyncRequest:
         self._budget = Budget(request.max_bytes or _DEFAULT_MAX_BYTES)
         self._left = len(request.requests)
         self._until_news = trio.CancelScope()
-        self._sending = anyio.Lock(fast_acquire=True)
         self._work = trio.CancelScope()
         self._finished: list[tuple[int, Sequence[Result]]] = []
         self._failure: PeerError | ProtocolError | None = None
 
     async def answer(self) -> None:
-        async with trio.open_nursery() as attending:
-            attending.start_soon(self._attend)
+        async with self._channel.accompanied(_ATTEND_AFTER, self._attend):
             with self._work:
                 await self._fetch_all()
-            async with self._sending:  # half a frame would be the end of the connection
-                attending.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
         self._queue_news()  # which leaves with the END
@@ -100,13 +101,13 @@ class _SyncRequest:
         if self._left:
             self._until_news.cancel()
 
-    async def _attend(self) -> None:
+    async def _attend(self, companion: Companion) -> None:
         """Listen to the client, and tell it what is new: at once where a peer request is done, else every second."""
         try:
             while True:
                 with trio.move_on_after(_REPORT_EVERY) as self._until_news:
                     raise self._channel.not_wanted(await self._channel.next_event())
-                async with self._sending:
+                async with companion.sending:
                     self._queue_news()
                     await self._channel.flush()
         except (PeerError, ProtocolError) as error:

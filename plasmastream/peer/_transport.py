@@ -16,6 +16,7 @@ import anyio.lowlevel
 
 from plasmastream._errors import PeerError
 from plasmastream._os_errors import reason_of
+from plasmastream.peer._event_loop import running_loop
 
 _Address: TypeAlias = tuple[str | int, ...]
 
@@ -112,6 +113,7 @@ class TcpTransport:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
         self._socket = sock
+        self._loop = running_loop()
         self._calls = 0
         try:
             self.peer = format_address(sock.getpeername())
@@ -131,7 +133,7 @@ class TcpTransport:
             try:
                 return self._socket.recv_into(buffer)
             except BlockingIOError:
-                await self._wait(anyio.wait_readable, timeout, f"sent nothing for {timeout:g} s")
+                await self._wait(self._loop.wait_readable, timeout, "sent nothing", timeout)
             except OSError as error:
                 raise self._broken(error) from error
 
@@ -155,15 +157,15 @@ class TcpTransport:
                             nbytes = self._socket.send(step)
                     except BlockingIOError:
                         if moved >= at_least:
-                            moved, since = 0, anyio.current_time()
-                        left = timeout - (anyio.current_time() - since)
+                            moved, since = 0, self._loop.now()
+                        left = timeout - (self._loop.now() - since)
                         what = "took nothing" if not moved else f"took {moved} bytes only"
                         try:
-                            await self._wait(anyio.wait_writable, left, f"{what} for {timeout:g} s")
+                            await self._wait(self._loop.wait_writable, left, what, timeout)
                         except PeerStalledError:
                             if excuse is None or not await excuse():
                                 raise
-                            moved, since = 0, anyio.current_time()
+                            moved, since = 0, self._loop.now()
                     except OSError as error:
                         raise self._broken(error) from error
                     else:
@@ -190,7 +192,7 @@ class TcpTransport:
     def close(self) -> None:
         """See `Transport.close`."""
         if self._socket.fileno() >= 0:
-            anyio.notify_closing(self._socket)
+            self._loop.notify_closing(self._socket)
             self._socket.close()
 
     def abort(self) -> None:
@@ -206,15 +208,13 @@ class TcpTransport:
             await anyio.lowlevel.checkpoint()
 
     async def _wait(
-        self, wait: Callable[[socket.socket], Awaitable[None]], timeout: float, what: str
+        self, wait: Callable[[socket.socket], Awaitable[None]], left: float, what: str, timeout: float
     ) -> None:
-        with anyio.move_on_after(timeout) as scope:
-            try:
-                await wait(self._socket)
-            except anyio.ClosedResourceError:
-                raise PeerError(f"the connection to {self.peer} was closed") from None
-        if scope.cancelled_caught:
-            raise PeerStalledError(f"{self.peer} {what}")
+        """Wait for the socket for the seconds `left` of a `timeout`; returns early now and then."""
+        if not await self._loop.wait(wait, self._socket, self._loop.now() + left):
+            if self._socket.fileno() < 0:
+                raise PeerError(f"the connection to {self.peer} was closed")
+            raise PeerStalledError(f"{self.peer} {what} for {timeout:g} s")
 
     def _broken(self, error: OSError) -> PeerError:
         return PeerError(f"the connection to {self.peer} broke: {error.strerror or error}")
@@ -233,39 +233,49 @@ async def connect(host: str, port: int, *, timeout: float) -> TcpTransport:
     """
     peer = format_address((host, port))
     failure = f"{peer} did not answer within {timeout:g} s"
-    with anyio.move_on_after(timeout):
-        for family, address in await _look_up(host, port):
-            try:
-                return await _connect(socket.socket(family, socket.SOCK_STREAM), address)
-            except OSError as error:
-                failure = f"no connection to {peer}: {reason_of(error)}"
+    deadline = running_loop().now() + timeout
+    for family, address in await _look_up(host, port, deadline):
+        try:
+            transport = await _connect(socket.socket(family, socket.SOCK_STREAM), address, deadline)
+            if transport is None:
+                break
+            return transport
+        except OSError as error:
+            failure = f"no connection to {peer}: {reason_of(error)}"
     raise UnreachableError(failure)
 
 
-async def _look_up(host: str, port: int) -> list[tuple[int, _Address]]:
-    """The addresses of a host, each with its family."""
+async def _look_up(host: str, port: int, deadline: float) -> list[tuple[int, _Address]]:
+    """The addresses of a host, each with its family; none where the time is over."""
     for family in (socket.AF_INET, socket.AF_INET6):  # an address needs no look-up, which would take a thread
         with suppress(OSError, ValueError):
             socket.inet_pton(family, host)
             return [(family, (host, port))]
     try:
-        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with anyio.CancelScope(deadline=deadline):
+            found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return [(family, address) for family, _, _, _, address in found]
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no host can have this name"
         raise UnreachableError(f"{host} is not a host that is known here: {reason}") from error
-    return [(family, address) for family, _, _, _, address in found]
+    return []
 
 
-async def _connect(sock: socket.socket, address: _Address) -> TcpTransport:
+async def _connect(sock: socket.socket, address: _Address, deadline: float) -> TcpTransport | None:
+    """Connect a socket, and own it; None where the time is over."""
+    loop = running_loop()
     try:
+        await anyio.lowlevel.checkpoint_if_cancelled()
         sock.setblocking(False)
         code = sock.connect_ex(address)
         if code == errno.EINPROGRESS:
-            await anyio.wait_writable(sock)
+            code = sock.connect_ex(address)  # on the same machine it is done by now
+        if code in (errno.EALREADY, errno.EINPROGRESS):
+            if not await loop.wait(loop.wait_writable, sock, deadline):
+                sock.close()
+                return None
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        else:
-            await anyio.lowlevel.checkpoint()
-        if code:
+        if code not in (0, errno.EISCONN):
             raise OSError(code, os.strerror(code))
         return TcpTransport(sock)
     except BaseException:

@@ -23,8 +23,8 @@ def parts(items: Sequence[_T], at_once: int = _AT_ONCE) -> Iterator[Sequence[_T]
 
 
 async def release_all(leases: Sequence[Lease]) -> None:
-    """Release leases."""
+    """Release leases: all of them, cancelled or not."""
     for number, part in enumerate(parts(leases)):
         if number:
-            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.cancel_shielded_checkpoint()
         Leases(part).release()

@@ -9,11 +9,11 @@ from plasmastream._errors import RemoteProtocolError
 from plasmastream._object_id import ObjectID
 from plasmastream.peer._incoming import Incoming, Ranges
 from plasmastream.peer._results import Result
-from plasmastream.store._object_store import Lease
+from plasmastream.store._object_store import Buffer, Lease
 from plasmastream.wire.stream.v2 import ChunkEnded, ChunkStarted, ChunkSummed, Outcome
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, weakref_slot=False)
 class Wanted:
     """One object, and how far it has come."""
 
@@ -35,7 +35,7 @@ class Wanted:
     obstacle: tuple[int, str] = (Outcome.BROKEN_OFF, "")
     """What stood in the way last."""
 
-    def is_same(self, data: memoryview, metadata: memoryview) -> bool:
+    def is_same(self, data: Buffer, metadata: Buffer) -> bool:
         """Whether what is sealed here has these bytes."""
         assert self.lease is not None
         return self.lease.data == data and self.lease.metadata == metadata

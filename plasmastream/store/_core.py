@@ -123,7 +123,7 @@ class StoreCore:
         self._pending: dict[ObjectID, list[PendingGet]] = {}
         self._room_watchers: set[Callable[[], None]] = set()
         self._listeners: dict[StoreListener, None] = {}
-        self._given_back: deque[tuple[Client, ObjectID]] = deque()
+        self._given_back: deque[tuple[Client, Sequence[ObjectID]]] = deque()
 
     @property
     def capacity(self) -> int:
@@ -313,18 +313,18 @@ class StoreCore:
         if self.spill is not None:
             self._save_ahead()
 
-    def give_back(self, client: Client, object_id: ObjectID) -> None:
-        """Remember a release, for `settle`. For finalizers: may be called in any thread, in the midst of anything."""
-        self._given_back.append((client, object_id))
+    def give_back(self, client: Client, object_ids: Sequence[ObjectID]) -> None:
+        """Remember releases, for `settle`. For finalizers: may be called in any thread, in the midst of anything."""
+        self._given_back.append((client, object_ids))
 
     def settle(self) -> None:
         """Release what was given back. Whatever depends on who holds what does this first."""
         given_back = self._given_back
         while given_back:
-            client, object_id = given_back.popleft()
-            object_ids = [object_id]
+            client, some = given_back.popleft()
+            object_ids = list(some)
             while given_back and given_back[0][0] is client:
-                object_ids.append(given_back.popleft()[1])
+                object_ids += given_back.popleft()[1]
             self.release_many(client, object_ids)
 
     def memory_of(self, entry: Entry) -> tuple[memoryview, memoryview]:

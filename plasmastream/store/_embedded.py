@@ -5,8 +5,9 @@ Not for use from several threads.
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -25,6 +26,7 @@ from plasmastream.store._table import Client, Entry
 from plasmastream.wire.plasma import ErrorCode, ObjectInfo, ObjectStatus, object_digest
 
 _DIGEST_IN_THREAD = 1 << 20
+_OBJECTS_PER_TURN = 64
 
 _T = TypeVar("_T")
 
@@ -65,6 +67,7 @@ class EmbeddedStore:
             stack.callback(self.core.close)
             self.spiller = None if files is None else Spiller(self.core, files)
             self._closing = stack.pop_all()
+        self._since_turn = 0
 
     @property
     def capacity(self) -> int:
@@ -76,6 +79,7 @@ class EmbeddedStore:
         self, object_id: ObjectID, data_size: int, metadata: Buffer = b"", *, timeout: float = 0.0
     ) -> AsyncIterator[UnsealedObject]:
         """Make an object to be written in the `async with` block: see `ObjectStore.create`."""
+        await self._breathe(1)
         writer = Client("in-process writer")
         size = data_size + len(metadata)
         entry = await self._when_there_is_room(
@@ -105,6 +109,7 @@ class EmbeddedStore:
         holder = _Holder(self.core, "in-process put")
         columns = [(new.object_id, memoryview(new.data), memoryview(new.metadata), new.digest) for new in objects]
         size = sum(len(data) + len(metadata) for _, data, metadata, _ in columns)
+        await self._breathe(len(columns))
         entries = await self._when_there_is_room(lambda: self.core.put_many(holder.client, columns), size, timeout)
         return Leases([holder.lease(entry) for entry in entries])
 
@@ -113,8 +118,8 @@ class EmbeddedStore:
     ) -> Leases[Lease | None]:
         """Hold many objects in one call: see `ObjectStore.get`."""
         check_ids(object_ids)
-        await anyio.lowlevel.checkpoint()
-        if timeout == 0 and self.spiller is None:
+        await self._breathe(len(object_ids))
+        if self.spiller is None and (timeout == 0 or None not in map(self.core.table.find_sealed, object_ids)):
             return self._leases(object_ids)
         # Holds each object from the moment it appears until the caller's own leases do.
         waiter = Client("in-process get")
@@ -127,13 +132,13 @@ class EmbeddedStore:
     async def contains(self, object_ids: Sequence[ObjectID]) -> list[bool]:
         """Tell of each object whether it can be read."""
         check_ids(object_ids)
-        await anyio.lowlevel.checkpoint()
+        await self._breathe(len(object_ids))
         return [self.core.table.find_sealed(object_id) is not None for object_id in object_ids]
 
     async def delete(self, object_ids: Sequence[ObjectID]) -> list[ErrorCode]:
         """Delete objects; those in use go when the last lease does: see `ObjectStore.delete`."""
         check_ids(object_ids)
-        await anyio.lowlevel.checkpoint()
+        await self._breathe(len(object_ids))
         return [self.core.delete(object_id) for object_id in object_ids]
 
     async def list_objects(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectInfo]:
@@ -163,8 +168,8 @@ class EmbeddedStore:
         """Evict the longest unused objects until `nbytes` bytes are free; returns bytes freed."""
         evicted = 0
         while evicted < nbytes:
-            left = nbytes - evicted
-            some = await self._when_there_is_room(lambda: self.core.evict_some(left), 0, 0.0)  # noqa: B023
+            await self._breathe(1 + _OBJECTS_PER_TURN)
+            some = await self._when_there_is_room(partial(self.core.evict_some, nbytes - evicted), 0, 0.0)
             if not some:
                 break
             evicted += sum(entry.size for entry in some)
@@ -207,10 +212,18 @@ class EmbeddedStore:
     ) -> None:
         self.close()
 
+    async def _breathe(self, objects: int) -> None:
+        """Give way to a cancel before a call about so many objects; and to others, if it has been many since."""
+        self._since_turn += max(1, objects)
+        if self._since_turn <= _OBJECTS_PER_TURN:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        else:
+            self._since_turn = objects
+            await anyio.lowlevel.checkpoint()
+
     async def _when_there_is_room(self, attempt: Callable[[], _T], size: int, timeout: float) -> _T:
         """Try now, and whenever there is more room, for as long as `size` bytes may ever fit."""
-        await anyio.lowlevel.checkpoint()
-        deadline = anyio.current_time() + timeout
+        deadline: float | None = None
         while True:
             try:
                 return attempt()
@@ -221,7 +234,9 @@ class EmbeddedStore:
                     await self.spiller.make_way(error.entries)
                 continue
             except StoreFullError:
-                if size > self.capacity or anyio.current_time() >= deadline:
+                now = anyio.current_time()
+                deadline = now + timeout if deadline is None else deadline
+                if size > self.capacity or now >= deadline:
                     raise
             room = anyio.Event()
             self.core.watch_room(room.set)
@@ -285,9 +300,7 @@ class _Holder:
 
     def give_back(self, tickets: Sequence[Ticket]) -> None:
         """As the core does: the tickets are the names of the objects."""
-        for ticket in tickets:
-            assert isinstance(ticket, ObjectID)
-            self._core.give_back(self.client, ticket)
+        self._core.give_back(self.client, cast("Sequence[ObjectID]", tickets))
 
     def released(self) -> None:
         self._core.settle()

@@ -56,6 +56,9 @@ class Client:
     unsealed_bytes: int = 0
 
 
+_NOBODY: dict[Client, float] = {}
+
+
 @attrs.define(eq=False)
 class Entry:
     """One object: `data_size` bytes of data at `offset` in the segment, its metadata right behind.
@@ -74,8 +77,8 @@ class Entry:
     delete_when_released: bool = False
     owner: Client | None = None
     """Whose quota it is counted in."""
-    holders: dict[Client, float] = attrs.Factory(dict)
-    """Since when, in that order."""
+    holders: dict[Client, float] = _NOBODY
+    """Since when, in that order. One of two or more is this object's own; others are shared, and never change."""
     last_used_at: float = attrs.field(default=attrs.Factory(attrgetter("created_at"), takes_self=True))
     """When somebody got it, or let go of it."""
     number: int = 0
@@ -232,12 +235,15 @@ class ObjectTable:
     def add_many(self, created: Sequence[Entry]) -> None:
         """Enter created objects, of which each is new and in no quota; their creators hold them."""
         entries, number = self._entries, self._entered
+        alone: dict[Client, float] = {}
         for entry in created:
             object_id, creator, size = entry.object_id, entry.creator, entry.data_size + entry.metadata_size
             number += 1
             entry.number = number
             entries[object_id] = entry
-            entry.holders[creator] = entry.created_at
+            if alone.get(creator) != entry.created_at:
+                alone = {creator: entry.created_at}
+            entry.holders = alone
             creator.held[object_id] = None
             creator.unsealed += 1
             creator.unsealed_bytes += size
@@ -263,16 +269,20 @@ class ObjectTable:
             raise ObjectNotFoundError(f"object {object_id} cannot be sealed: it is not in the store")
         if entry.is_sealed:
             raise ObjectExistsError(f"object {object_id} is sealed already")
-        self._seal(entry, digest, now)
+        self.seal_many(((object_id, digest),), now)
         return entry
 
     def seal_many(self, objects: Iterable[tuple[ObjectID, bytes]], now: float) -> list[Entry]:
         """Seal objects, given by id and digest, as far as they are there and not sealed yet: those are returned."""
-        found = [(self._entries.get(object_id), digest) for object_id, digest in objects]
-        entries = []
-        for entry, digest in found:
+        find, entries = self._entries.get, []
+        for object_id, digest in objects:
+            entry = find(object_id)
             if entry is not None and entry.sealed_at is None:
-                self._seal(entry, digest, now)
+                creator = entry.creator
+                creator.unsealed -= 1
+                creator.unsealed_bytes -= entry.data_size + entry.metadata_size
+                entry.sealed_at = entry.last_used_at = now
+                entry.digest = digest
                 entries.append(entry)
         return entries
 
@@ -285,6 +295,7 @@ class ObjectTable:
         """As `acquire`, for each of these objects."""
         find, held, idle = self._entries.get, client.held, self.idle
         found: list[Entry | None] = []
+        alone = {client: now}
         for object_id in object_ids:
             entry = find(object_id)
             if entry is None or entry.sealed_at is None or not entry.is_resident:
@@ -295,7 +306,12 @@ class ObjectTable:
                 idle.discard(object_id)
                 if self.spills:
                     self.unsaved.discard(object_id)
-            holders.setdefault(client, now)
+                entry.holders = alone
+            elif client not in holders:
+                if len(holders) == 1:
+                    entry.holders = holders | alone
+                else:
+                    holders[client] = now
             entry.last_used_at = now
             held[entry.object_id] = None
             found.append(entry)
@@ -325,11 +341,11 @@ class ObjectTable:
             if entry.sealed_at is None:
                 continue
             del held[object_id]
-            del entry.holders[client]
             entry.last_used_at = now
-            if entry.holders:
+            if len(entry.holders) > 1:
+                del entry.holders[client]
                 continue
-            entry.holders.clear()  # which lets go of the memory of what was in it
+            entry.holders = _NOBODY
             if entry.delete_when_released:
                 removed.append(self.remove(entry))
             elif entry.owner is None:
@@ -399,12 +415,13 @@ class ObjectTable:
         """Take an entry out, whatever its state."""
         del self._entries[entry.object_id]
         if not entry.is_sealed:
-            self._leave_unsealed(entry)
+            entry.creator.unsealed -= 1
+            entry.creator.unsealed_bytes -= entry.size
         self.spilled -= not entry.is_resident
         self._retire(entry)
         for holder in entry.holders:
             holder.held.pop(entry.object_id, None)
-        entry.holders.clear()
+        entry.holders = _NOBODY
         return entry
 
     def take_up(self, record: Record) -> None:
@@ -495,15 +512,6 @@ class ObjectTable:
         self.idle.discard(entry.object_id)
         self.unsaved.discard(entry.object_id)
         self._disown(entry)
-
-    def _seal(self, entry: Entry, digest: bytes, now: float) -> None:
-        self._leave_unsealed(entry)
-        entry.sealed_at = entry.last_used_at = now
-        entry.digest = digest
-
-    def _leave_unsealed(self, entry: Entry) -> None:
-        entry.creator.unsealed -= 1
-        entry.creator.unsealed_bytes -= entry.size
 
     def _disown(self, entry: Entry) -> None:
         """Take an entry out of its owner's quota, if it is in one."""

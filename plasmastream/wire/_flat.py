@@ -398,7 +398,9 @@ class Table(Kind, Generic[T]):
         self.slots: tuple[tuple[str, Kind], ...] = tuple((f.name, get_args(f.type)[1]) for f in fields)
         self._make = cls
         self._computed = tuple(f.name for f in fields if not f.init)  # always the first slots
-        self._optional = _tuple_getter([name for name, kind in self.slots if kind.default is None])
+        optional = [name for name, kind in self.slots if kind.default is None]
+        self._has_optional = bool(optional)
+        self._optional = _tuple_getter(optional)
         self._plans: dict[bytes, _Plan] = {}
         self._shapes: dict[tuple[bool, ...], _Shape] = {}
 
@@ -429,7 +431,7 @@ class Table(Kind, Generic[T]):
         return made
 
     def save(self, value: T, at: int, end: int, out: Pieces) -> tuple[int, int]:
-        missing = tuple([v is None for v in self._optional(value)])
+        missing = tuple([v is None for v in self._optional(value)]) if self._has_optional else ()
         shape = self._shapes.get(missing) or self._shape(missing)
         if end % 8 != 4:  # so that what follows the vtable's padding and the way back is aligned to 8
             out.append(bytes(4))

@@ -83,6 +83,14 @@ class Scratch:
         """Let go of the first `nbytes` waiting bytes."""
         self._start += nbytes
 
+    def take_whole(self, nbytes: int) -> bytes | None:
+        """Copy out the first `nbytes` waiting bytes, and let go of them; None, and nothing, where fewer wait."""
+        start, end = self._start, self._start + nbytes
+        if end > self._end:
+            return None
+        self._start = end
+        return bytes(self._view[start:end])
+
     def take(self, nbytes: int, offset: int = 0) -> bytes:
         """Copy out `nbytes` waiting bytes, from `offset` on, and let go of all up to their end."""
         start = self._start + offset

@@ -8,7 +8,7 @@ from trio.testing import MockClock
 
 from plasmastream import ObjectID
 from plasmastream.peer import Outcome, PeerClient, RefusedError, TransferKind
-from plasmastream.peer._fetch import Fetch
+from plasmastream.peer._opened import Opened
 from plasmastream.store import EmbeddedStore, Lease, Leases, NewObject
 from plasmastream.testing import CallFault
 from plasmastream.wire.plasma import ErrorCode, ObjectInfo
@@ -190,10 +190,10 @@ async def test_what_is_put_is_held_within_the_same_bounds(autojump_clock: MockCl
 async def test_the_oldest_of_more_than_64_forgotten_tokens_goes(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def die(fetch: Fetch) -> None:
+    async def die(opened: Opened) -> None:
         await trio.lowlevel.checkpoint()
 
-    monkeypatch.setattr(Fetch, "_abandon", die)  # which would let go at once
+    monkeypatch.setattr(Opened, "abandon", die)  # which would let go at once
     async with open_world(COPY, capacity=1_000_000) as world:
         holds = world.servers[NEAR]._services.holds
         for number in range(1, 71):

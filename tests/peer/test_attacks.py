@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 
+import anyio
 import lz4.block
 import pytest
 import trio
@@ -388,7 +389,7 @@ async def test_connections_of_one_peer_that_ask_nothing_leave_room_for_another(s
 async def test_dead_peers_do_not_keep_a_live_one_waiting(autojump_clock: MockClock) -> None:
     objects = objects_of([(2500, 0), (50, 0)])
     async with open_world(far=objects) as world, trio.open_nursery() as nursery:
-        world.servers[NEAR]._dispatcher._fetches.total_tokens = 2
+        world.servers[NEAR]._dispatcher._fetches = anyio.Semaphore(2, max_value=2, fast_acquire=True)
         dead = [f"10.0.1.{number}" for number in range(1, 9)]
         world._dead.update(dead)
         requests = [PeerRequest(TransferKind.COPY, host, PORT, (ObjectID.from_name(host),)) for host in dead]

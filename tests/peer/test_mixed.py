@@ -108,15 +108,15 @@ async def old_server(objects: Objects) -> AsyncIterator[OldServer]:
     await listener.bind(("127.0.0.1", 0))
     listener.listen()
     server.address = listener.getsockname()
-    async with trio.open_nursery() as nursery:
+    with listener:
+        async with trio.open_nursery() as nursery:
 
-        async def accept() -> None:
-            while True:
-                sock, _ = await listener.accept()
-                nursery.start_soon(server.serve, sock)
+            async def accept() -> None:
+                while True:
+                    sock, _ = await listener.accept()
+                    nursery.start_soon(server.serve, sock)
 
-        nursery.start_soon(accept)
-        with listener:
+            nursery.start_soon(accept)
             yield server
             nursery.cancel_scope.cancel()
 

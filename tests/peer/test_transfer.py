@@ -199,7 +199,7 @@ async def test_what_is_sent_is_what_arrives(sizes: list[tuple[int, int]]) -> Non
         first, second = TcpTransport(ours), TcpTransport(theirs)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receiver(second, destination, objects, limits=Limits()).run)
-            await send_objects(connection, first, leases, timeout=5)
+            await send_objects(connection, first, leases, timeout=5, is_take=False)
         for lease in leases:
             lease.release()
         first.close()
@@ -221,7 +221,7 @@ async def test_a_sender_whose_peer_stalls_lets_go(autojump_clock: MockClock) -> 
         connection.next_event()
         transport = TcpTransport(ours)
         with pytest.raises(PeerStalledError):
-            await send_objects(connection, transport, leases, timeout=5)
+            await send_objects(connection, transport, leases, timeout=5, is_take=False)
         for lease in leases:
             lease.release()
         transport.abort()

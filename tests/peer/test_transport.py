@@ -3,6 +3,7 @@
 import errno
 import socket
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 
 import anyio
 import pytest
@@ -232,14 +233,22 @@ async def test_a_host_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> No
         await connect("nowhere.test", 1, timeout=5)
 
 
-async def test_a_host_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
-    async def never(*arguments: object) -> None:
-        await trio.sleep_forever()
-
-    monkeypatch.setattr(socket.socket, "connect_ex", lambda self, address: errno.EINPROGRESS)
-    monkeypatch.setattr(anyio, "wait_writable", never)
-    with pytest.raises(PeerError, match=r"\[::1\]:7 did not answer within 3 s"):
-        await connect("::1", 7, timeout=3)
+async def test_a_host_that_does_not_answer(autojump_clock: MockClock) -> None:
+    """Its queue of connections is full: the kernel lets further ones wait."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        code = 0
+        while code != errno.EALREADY:
+            one = stack.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+            code = one.connect_ex(listener.getsockname())
+        began = trio.current_time()
+        with pytest.raises(PeerError, match="did not answer within 3 s"):
+            await connect("127.0.0.1", listener.getsockname()[1], timeout=3)
+        assert trio.current_time() - began == pytest.approx(3)
 
 
 @pytest.mark.parametrize("code", [0, errno.EINPROGRESS])

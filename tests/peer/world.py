@@ -248,7 +248,7 @@ def assert_nothing_left(
         assert not server._connections
         assert not server._idle
         dispatcher = server._dispatcher
-        assert not dispatcher._fetches.borrowed_tokens
+        assert dispatcher._fetches.value == dispatcher._fetches.max_value
         assert_nothing_left([peer.client for peer in dispatcher._peers.values()], (), ())
     for store in stores:
         store.core.settle()  # what a cancelled call dropped is given back by the next one

@@ -154,5 +154,6 @@ class Version2:
         for peer in server._dispatcher._peers.values():
             if peer.users or peer.client._lanes.has_idle or peer.client._lanes.in_use:
                 yield f"connections to {peer.client}"
-        if server._dispatcher._fetches.borrowed_tokens:
-            yield f"{server._dispatcher._fetches.borrowed_tokens} fetches"
+        fetches = server._dispatcher._fetches
+        if fetches.value != fetches.max_value:
+            yield f"{fetches.value} places of {fetches.max_value} for fetches"

@@ -179,7 +179,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(number=who, object_id=ids)
     def give_back(self, number: int, object_id: ObjectID) -> None:
-        self.core.give_back(self.clients[number], object_id)
+        self.core.give_back(self.clients[number], [object_id])
         self.model.given_back.append((number, object_id))
 
     @rule()

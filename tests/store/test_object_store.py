@@ -362,6 +362,20 @@ async def test_a_lease_shows_the_object_and_not_more(door: Door) -> None:
 
 
 @contract
+async def test_a_lease_gives_copies_as_long_as_it_lasts(door: Door) -> None:
+    for object_id, data, metadata in ((A, b"data", b"metadata"), (B, b"", b"m"), (C, b"d", b""), (D, b"", b"")):
+        await door.put(object_id, data, metadata)
+        (lease,) = await door.store.get([object_id])
+        assert lease is not None
+        assert (lease.data_size, lease.metadata_size) == (len(data), len(metadata))
+        assert lease.copied() == (data, metadata)
+        assert (bytes(lease.data), bytes(lease.metadata)) == lease.copied()
+        lease.release()
+        with pytest.raises(ValueError, match=f"{object_id} was released"):
+            lease.copied()
+
+
+@contract
 async def test_a_lease_says_where_in_a_file_the_data_is(door: Door) -> None:
     data = os.urandom(3 * PAGE_SIZE)
     await door.put(A, b"first")

@@ -70,7 +70,7 @@ def parse_transfer_answer(
     header_size = OBJECT_HEADER.size
     max_metadata_size, max_data_size = limits.max_metadata_size, limits.max_data_size
     inline_size = limits.inline_size
-    unpack, consume, take = scratch.unpack, scratch.consume, scratch.take
+    unpack, consume, take, peek = scratch.unpack, scratch.consume, scratch.take, scratch.peek
     for object_id in object_ids:
         arriving.begin(object_id)
         while len(scratch) < header_size:
@@ -92,7 +92,8 @@ def parse_transfer_answer(
         consume(header_size)
         metadata = take(metadata_size) if metadata_size else b""
         if whole_size <= inline_size:
-            yield ObjectReceived(object_id, metadata, take(data_size))
+            yield ObjectReceived(object_id, metadata, peek(data_size))
+            consume(data_size)
             continue
 
         arriving.size, arriving.received = data_size, 0

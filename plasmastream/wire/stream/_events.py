@@ -78,8 +78,12 @@ class ObjectReceived(Event):
     """Which object."""
     metadata: bytes
     """Its metadata, a copy."""
-    data: bytes
-    """Its data, a copy."""
+    data: bytes | memoryview
+    """Its data: a view of the scratch, for use before more is read. `bytes` of it are yours.
+
+    What `get_buffer` was filled with stays until the next `get_buffer`; what `receive_data` was given, until the next
+    event.
+    """
 
 
 @attrs.frozen

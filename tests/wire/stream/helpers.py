@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
 
+from attrs import evolve
+
 from plasmastream._object_id import ObjectID
 from plasmastream.wire.stream import (
     NEED_BUFFER,
@@ -11,6 +13,7 @@ from plasmastream.wire.stream import (
     ClientConnection,
     ConnectionClosed,
     Event,
+    ObjectReceived,
     PayloadFinished,
     PayloadStarted,
     ServerConnection,
@@ -85,6 +88,8 @@ class Reader:
                         self.notes.append(bytes(self.payload))
                         self.payload.append(0)  # a BufferError unless the connection has let go of it
                         self.payload = None
+                case ObjectReceived():
+                    self.notes.append(evolve(event, data=bytes(event.data)))  # the scratch is used again
                 case _:
                     self.notes.append(event)
                     if isinstance(event, PayloadStarted):

@@ -62,11 +62,12 @@ from plasmastream.wire.stream.v2._messages import (
     encode_message,
 )
 from plasmastream.wire.stream.v2._rules import check, check_message, check_payload, check_run, check_sizes
-from plasmastream.wire.stream.v2._state import CLIENT_MAY, GREETING, IDLE, REQUESTS, SERVER_MAY
+from plasmastream.wire.stream.v2._state import CHANGING, CLIENT_MAY, GREETING, IDLE, REQUESTS, SERVER_MAY
 
 Piece: TypeAlias = bytes | memoryview
 AnyEvent: TypeAlias = Event | Message
 
+_ENCODINGS = {int(encoding): encoding for encoding in Encoding}
 _HEAD_OF_CHUNK = HEAD.size + CHUNK.size
 
 
@@ -277,6 +278,8 @@ class _Connection(ABC):
 
     def _encode(self, encoding: Encoding, content: Piece) -> tuple[Encoding, Piece]:
         """Encode a payload, unless that would not help, or the other side did not name the encoding."""
+        if encoding is Encoding.NONE:
+            return encoding, content
         features = self.peer.features if self.peer is not None else ()
         encoded = encode(encoding, content) if encoding.name.lower() in features else None
         return (Encoding.NONE, content) if encoded is None else (encoding, encoded)
@@ -324,15 +327,19 @@ class _Connection(ABC):
     # Parsing
 
     def _parse(self) -> Generator[AnyEvent | Signal, None, None]:
+        scratch = self._scratch
         while True:
-            while len(self._scratch) < HEAD.size:
+            while (octets := scratch.take_whole(HEAD.size)) is None:
                 yield NEED_DATA
             self._in_frame = True
             self._liveness.begin_frame(self._liveness.last_progress)
-            head = unpack_head(self._scratch.peek(HEAD.size))
-            self._scratch.consume(HEAD.size)
+            head = unpack_head(octets)
             wanted = self._accept(head)
-            body = yield from self._read_body(head)
+            body: bytes | bytearray | None = scratch.take_whole(head.length)
+            if body is None:
+                body = yield from self._read_body(head.length)
+            if check_of(body) != head.check:
+                raise DamagedError(f"the body of a {head.type.name} was damaged on its way")
             match head.type:
                 case FrameType.CHUNK:
                     yield from self._parse_chunk(body)
@@ -348,24 +355,23 @@ class _Connection(ABC):
                     if isinstance(message, Hello):
                         check(self.peer is None, "a second HELLO came, with %d features", len(message.features))
                         self._met(message)
-                    self._changed_by(head.type)
-                    self._liveness.expect(self._due(), self._liveness.last_progress)
+                    if head.type in CHANGING:
+                        self._changed_by(head.type)
+                        self._liveness.expect(self._due(), self._liveness.last_progress)
                     if wanted:
                         yield message
 
-    def _read_body(self, head: Head) -> Generator[Signal, None, bytearray]:
+    def _read_body(self, length: int) -> Generator[Signal, None, bytearray]:
         # It grows as it comes: an announcement alone takes no memory.
         body = bytearray()
-        while missing := head.length - len(body):
+        while missing := length - len(body):
             if arrived := min(missing, len(self._scratch)):
                 body += self._scratch.take(arrived)
             else:
                 yield NEED_DATA
-        if check_of(memoryview(body)) != head.check:
-            raise DamagedError(f"the body of a {head.type.name} was damaged on its way")
         return body
 
-    def _parse_chunk(self, body: bytearray) -> Generator[AnyEvent | Signal, None, None]:
+    def _parse_chunk(self, body: bytes | bytearray) -> Generator[AnyEvent | Signal, None, None]:
         if len(body) != CHUNK.size:
             raise RemoteProtocolError(f"a CHUNK has a body of {len(body)} bytes")
         index, number, offset, length, wire_length, checksum = CHUNK.unpack(body)
@@ -396,7 +402,7 @@ class _Connection(ABC):
         self._in_frame = False
         yield ChunkEnded(index, offset, length, is_intact)
 
-    def _parse_run(self, body: bytearray) -> Generator[AnyEvent | Signal, None, None]:
+    def _parse_run(self, body: bytes | bytearray) -> Generator[AnyEvent | Signal, None, None]:
         if len(body) != RUN.size:
             raise RemoteProtocolError(f"a RUN has a body of {len(body)} bytes")
         count, number, length, wire_length, checksum = RUN.unpack(body)
@@ -414,12 +420,14 @@ class _Connection(ABC):
     def _read_encoded(
         self, encoding: Encoding, wire_length: int, length: int
     ) -> Generator[Signal, None, bytes | bytearray | None]:
-        payload = self._payload = Payload(wire_length)
-        encoded = bytearray(wire_length)
-        payload.supply(encoded, self._scratch)
-        yield from self._fill(payload)
-        payload.let_go()
-        self._payload = None
+        encoded: bytes | bytearray | None = self._scratch.take_whole(wire_length)
+        if encoded is None:
+            payload = self._payload = Payload(wire_length)
+            encoded = bytearray(wire_length)
+            payload.supply(encoded, self._scratch)
+            yield from self._fill(payload)
+            payload.let_go()
+            self._payload = None
         return encoded if encoding is Encoding.NONE else decode(encoding, encoded, length)
 
     def _fill(self, payload: Payload) -> Generator[Signal, None, None]:
@@ -435,7 +443,7 @@ class _Connection(ABC):
                 payload.let_go()
         self._payload = self._chunk = None
 
-    def _described(self, body: bytearray) -> ObjectDescribed:
+    def _described(self, body: bytes | bytearray) -> ObjectDescribed:
         if len(body) < OBJECT.size:
             raise RemoteProtocolError(f"an OBJECT has a body of {len(body)} bytes")
         index, metadata_size, data_size, handle = OBJECT.unpack_from(body)
@@ -545,7 +553,7 @@ def _pack(layout: Struct, *values: int) -> bytes:
 
 
 def _encoding(number: int) -> Encoding:
-    try:
-        return Encoding(number)
-    except ValueError:
-        raise RemoteProtocolError(f"a payload has the unknown encoding {number}") from None
+    encoding = _ENCODINGS.get(number)
+    if encoding is None:
+        raise RemoteProtocolError(f"a payload has the unknown encoding {number}")
+    return encoding

@@ -66,6 +66,9 @@ class FrameType(IntEnum):
     END = 23
 
 
+_TYPES: Final = {int(frame_type): frame_type for frame_type in FrameType}
+
+
 @attrs.frozen
 class Head:
     """The head of a frame, checked."""
@@ -87,7 +90,7 @@ def resembles_answer(octets: bytes | memoryview) -> bool:
     return wrong <= _MOST_DAMAGED
 
 
-def check_of(octets: bytes | memoryview) -> int:
+def check_of(octets: bytes | bytearray | memoryview) -> int:
     """The check of a head, or of a body: 32 bits."""
     return xxh3_64_intdigest(octets) & _LOWER_HALF
 
@@ -95,7 +98,8 @@ def check_of(octets: bytes | memoryview) -> int:
 def pack_frame(frame_type: FrameType, tag: int, body: bytes) -> bytes:
     """Write a whole frame, but for its payload."""
     start = _START.pack(frame_type, 0, tag, len(body))
-    return b"".join((start, _CHECKS.pack(check_of(start), check_of(body)), body))
+    checks = xxh3_64_intdigest(start) & _LOWER_HALF, xxh3_64_intdigest(body) & _LOWER_HALF
+    return b"".join((start, _CHECKS.pack(*checks), body))
 
 
 def unpack_head(octets: bytes | memoryview) -> Head:
@@ -106,12 +110,9 @@ def unpack_head(octets: bytes | memoryview) -> Head:
         RemoteProtocolError: there is no frame of this type.
     """
     frame_type, zero, tag, length, check, body_check = HEAD.unpack(octets)
-    if check != check_of(octets[: _START.size]):
+    if check != xxh3_64_intdigest(octets[: _START.size]) & _LOWER_HALF:
         raise DamagedError("the head of a frame was damaged on its way")
-    try:
-        known = FrameType(frame_type)
-    except ValueError:
-        known = None
+    known = _TYPES.get(frame_type)
     if known is None or zero:
         raise RemoteProtocolError(f"a frame has the unknown type {frame_type}, {zero}")
     return Head(known, tag, length, body_check)

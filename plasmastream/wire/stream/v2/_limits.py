@@ -43,7 +43,7 @@ class Limits:
     """Data of one object."""
     max_metadata_size: int = attrs.field(default=1 << 20, validator=_between(0, 1 << 20))
     """Metadata of one object."""
-    chunk_size: int = attrs.field(default=1 << 20, validator=_between(1, MAX_CHUNK_SIZE))
+    chunk_size: int = attrs.field(default=512 << 10, validator=_between(1, MAX_CHUNK_SIZE))
     """The largest chunk to send, and to take."""
     small_size: int = attrs.field(default=128 << 10, validator=_between(0, 256 << 10))
     """Data and metadata of an object that is sent in a RUN."""

@@ -5,6 +5,7 @@ Fields stand in the order of the slots in `schema/stream.fbs`.
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import starmap
 from typing import Annotated, Any, ClassVar, Final
 
@@ -54,11 +55,14 @@ class Digests(View):
         return super().save(b"".join(value), at, end, out)
 
 
+_OFFSETS: Final = Vector(Scalar("I"), most=MAX_PEER_REQUESTS)
+
+
 class Fetches(Vector):
     """Peer requests. None may lend its ids to another: so many ids cannot be named in so few bytes."""
 
     def load(self, body: Body, at: int, inline: int) -> tuple[Any, ...]:
-        inlines = Vector(Scalar("I"), most=MAX_PEER_REQUESTS).load(body, at, inline)
+        inlines = _OFFSETS.load(body, at, inline)
         start = at + inline + 4
         fetches, nbytes = [], 0
         for place, entry in enumerate(inlines):
@@ -279,6 +283,10 @@ class End(Message):
     """Seconds."""
 
 
+_OFTEN_ALIKE: Final = FrameType.END, FrameType.OUTCOMES, FrameType.PROGRESS
+_SHORT: Final = 256  # bytes of a body
+_REMEMBERED: Final = 256
+
 _MESSAGES: Final[tuple[type[Message], ...]] = (
     Hello, Open, Read, Drop, Close, Put, Sync, Stat, ListObjects, Cancel, Want, Outcomes, Progress, Listed, End,
 )  # fmt: skip
@@ -292,6 +300,14 @@ def encode_message(message: Message) -> bytes:
     Raises:
         LocalProtocolError: a field has a value that cannot be sent.
     """
+    match message:
+        case End() | Outcomes(indexes=[_]) | Progress(requests=[] | [_]):  # of which most are like those before them
+            return _encode_again(message)
+        case _:
+            return _encode(message)
+
+
+def _encode(message: Message) -> bytes:
     pieces: Pieces = [b""]
     try:
         root, _ = TABLES[message.type].save(message, 0, _ROOT.size, pieces)
@@ -307,6 +323,12 @@ def decode_message(frame_type: FrameType, body: bytes | bytearray) -> Any:
     Raises:
         RemoteProtocolError: the body is no such message.
     """
+    if len(body) <= _SHORT and frame_type in _OFTEN_ALIKE:
+        return _decode_again(frame_type, bytes(body))
+    return _decode(frame_type, body)
+
+
+def _decode(frame_type: FrameType, body: bytes | bytearray) -> Any:
     try:
         return TABLES[frame_type].load(body, 0, *_ROOT.unpack_from(body))
     except struct.error:
@@ -314,3 +336,7 @@ def decode_message(frame_type: FrameType, body: bytes | bytearray) -> Any:
     except RemoteProtocolError as error:
         fault = str(error)
     raise RemoteProtocolError(f"a body of {len(body)} bytes is no {frame_type.name}: {fault}")
+
+
+_encode_again = lru_cache(_REMEMBERED)(_encode)
+_decode_again = lru_cache(_REMEMBERED)(_decode)

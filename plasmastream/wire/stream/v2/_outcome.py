@@ -30,10 +30,7 @@ class Outcome(IntEnum):
     @classmethod
     def known(cls, value: int) -> "Outcome | None":
         """The outcome of that value; None where only a later version knows it."""
-        try:
-            return cls(value)
-        except ValueError:
-            return None
+        return _BY_NUMBER.get(value)
 
     @property
     def is_success(self) -> bool:
@@ -46,6 +43,7 @@ class Outcome(IntEnum):
         return self in _PASSING
 
 
+_BY_NUMBER: Final = {int(outcome): outcome for outcome in Outcome}
 _PASSING: Final = frozenset(
     {
         Outcome.BEING_TAKEN,

@@ -11,6 +11,9 @@ IDLE: Final = F.END
 
 REQUESTS: Final = frozenset({F.OPEN, F.READ, F.DROP, F.CLOSE, F.PUT, F.SYNC, F.STAT, F.LIST})
 
+CHANGING: Final = REQUESTS | {F.HELLO, F.END}
+"""What leads to another state, or to another side's turn."""
+
 CLIENT_MAY: Final[dict[F, frozenset[F]]] = {
     GREETING: frozenset({F.HELLO}),
     IDLE: REQUESTS | {F.CANCEL},

@@ -12,6 +12,7 @@ from plasmastream.wire.stream.v2 import (
     DamagedError,
     Encoding,
     End,
+    Limits,
     Read,
     RunDamaged,
 )
@@ -104,7 +105,7 @@ def test_the_end_anywhere_within_a_frame_is_an_error(to_client: bool) -> None:
             assert not to_client or isinstance(notes[-1], End)
 
 
-SIZES = st.sampled_from([1, 2, 100, 65_535, 65_536, 65_537, 262_143, 262_144, 400_000, 1 << 20])
+SIZES = st.sampled_from([1, 2, 100, 65_535, 65_536, 65_537, 262_143, 262_144, 400_000, Limits().chunk_size])
 ENCODINGS = st.sampled_from([Encoding.NONE, Encoding.ZSTD, Encoding.LZ4])
 WISHES = st.lists(st.sampled_from([1, 3, 16, 52, 1_000, 65_536, 300_000]), max_size=30)
 

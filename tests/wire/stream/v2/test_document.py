@@ -78,7 +78,7 @@ def test_limits() -> None:
     assert rows["data of an object"] == "2^44 bytes"
     assert limits.max_data_size == 2**44
     assert nbytes(rows["a RUN"]) == MAX_RUN_SIZE
-    sizes = re.search(r"\((\d+ MiB) unless said otherwise, (\d+ MiB) at most\)", DOCUMENT)
+    sizes = re.search(r"\((\d+ KiB) unless said otherwise, (\d+ MiB) at most\)", DOCUMENT)
     assert sizes is not None
     assert [nbytes(size) for size in sizes.groups()] == [limits.chunk_size, MAX_CHUNK_SIZE]
     assert f"objects of at most {limits.small_size >> 10} KiB" in DOCUMENT

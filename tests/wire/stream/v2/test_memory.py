@@ -28,7 +28,7 @@ from plasmastream.wire.stream.v2._frames import CHUNK, RUN, pack_frame
 from tests.wire.stream.v2.helpers import CLIENT, Connection, feed, greeted, new_client, pattern, sent
 from tests.wire.stream.v2.samples import REQUESTS, SERVER_HELLO_16
 
-BIG = 1 << 20
+BIG = Limits().chunk_size
 CONTENT = pattern(1, BIG)
 ENCODINGS = pytest.mark.parametrize("encoding", [Encoding.NONE, Encoding.ZSTD, Encoding.LZ4])
 

@@ -32,6 +32,7 @@ from tests.wire.stream.helpers import object_id
 from tests.wire.stream.v2.helpers import CLIENT, Connection, Reader, feed, greeted, new_client, new_server, sent
 from tests.wire.stream.v2.samples import ONE_OF_EACH, REQUESTS, TOKEN, A, B
 
+MOST_OF_A_CHUNK = Limits().chunk_size
 FRAMES: dict[FrameType, bytes] = {
     **{message.type: encode_message(message) for message in ONE_OF_EACH},
     FrameType.OBJECT: OBJECT.pack(0, 0, 5, 1),
@@ -181,7 +182,7 @@ def announce(frame: FrameType, tag: int, length: int) -> bytes:
 
 CHUNK_FAULTS = [
     (CHUNK.pack(0, 0, 0, 0, 0, 0), "payload of 0 bytes"),
-    (CHUNK.pack(0, 0, 0, (1 << 20) + 1, (1 << 20) + 1, 0), "not allowed"),
+    (CHUNK.pack(0, 0, 0, MOST_OF_A_CHUNK + 1, MOST_OF_A_CHUNK + 1, 0), "not allowed"),
     (CHUNK.pack(0, 0, 0, 5, 6, 0), "two sizes"),
     (CHUNK.pack(0, 255, 0, 5, 6, 0), "absent"),
     (CHUNK.pack(0, 1, 0, 5, 5, 0), "encoded payload has 5"),
@@ -227,7 +228,7 @@ def test_hot_frames_are_checked(frame: FrameType, body: bytes, fault: str) -> No
         lambda c: c.send_object(0, 1, bytes((1 << 20) + 1)),
         lambda c: c.send_chunk(0, 0, memoryview(b"")),
         lambda c: c.send_chunk(0, -1, memoryview(b"x")),
-        lambda c: c.send_chunk(0, 0, memoryview(bytes((1 << 20) + 1))),
+        lambda c: c.send_chunk(0, 0, memoryview(bytes(MOST_OF_A_CHUNK + 1))),
         lambda c: c.send_run([]),
         lambda c: c.send_run([(2**32, b"", b"")]),
         lambda c: c.send_run([(0, bytes(1 << 20), b"x")]),
