@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 from plasmastream._client._socket import UnixSocket, close_descriptors
-from plasmastream._errors import NotSupportedError, RemoteProtocolError, StoreConnectionError
+from plasmastream._errors import LocalProtocolError, NotSupportedError, RemoteProtocolError, StoreConnectionError
 from plasmastream._object_id import ObjectID
 from plasmastream._os_errors import reason_of
 from plasmastream.wire.plasma import (
@@ -54,9 +54,14 @@ class Connection(Generic[_SocketT]):
         if self.broken:
             raise StoreConnectionError(self.broken)
         for message in messages:
-            if not self._wire.is_understood(message):
-                raise NotSupportedError(f"the store at {self.path} does not tell who holds what: it is none of ours")
-            self._wire.send(message)
+            try:
+                self._wire.send(message)
+            except LocalProtocolError:
+                if self._wire.is_understood(message):
+                    raise
+                raise NotSupportedError(
+                    f"the store at {self.path} does not tell who holds what: it is none of ours"
+                ) from None
         self._transport.queue(self._wire.data_to_send())
 
     def releases(self, object_ids: Sequence[ObjectID]) -> list[Message]:
@@ -91,8 +96,9 @@ class Connection(Generic[_SocketT]):
             if event is CONNECTION_CLOSED:
                 raise self.fail("closed the connection")
             assert isinstance(event, Reply)
-            assert isinstance(event.message, kind)
-            replies.append((event.message, dict(event.descriptors)))
+            message, descriptors = event
+            assert isinstance(message, kind)
+            replies.append((message, descriptors))
         return replies
 
     def take_in(self, nbytes: int, descriptors: Sequence[int]) -> None:

@@ -112,9 +112,8 @@ class Session(Generic[_ConnectionT]):
         """Note what the store holds for us from now on, if it is not missing; no lease is counted yet."""
         start = 0
         for places in _places(specs):
-            ids = object_ids[start : start + len(places)]
+            found = dict(zip(object_ids[start : start + len(places)], places, strict=True))
             start += len(places)
-            found = dict(zip(ids, places, strict=True))
             if None in places:
                 found = {object_id: place for object_id, place in found.items() if place is not None}
             self._counts.update(dict.fromkeys(found, 0))
@@ -247,7 +246,8 @@ class Session(Generic[_ConnectionT]):
             if not left:
                 del counts[object_id], self._places[object_id]
                 self._let_go.append(object_id)
-        self._close_unused()
+        if self.connection.broken:
+            self._close_unused()
 
     def _take_releases(self) -> list[Message]:
         let_go, self._let_go = self._let_go, []
@@ -255,7 +255,7 @@ class Session(Generic[_ConnectionT]):
 
     def _close_unused(self) -> None:
         """After the end of the connection, close the files as soon as no lease can name them any more."""
-        if self.connection.broken and not self._places:
+        if not self._places:
             for mapping in self.mappings.values():
                 mapping.close()
             self.mappings.clear()

@@ -99,11 +99,12 @@ class StoreConnection(Connection[UnixSocket]):
         haste = self._haste
         haste.begin()
         while True:
+            if not haste.looks_again():  # which gives the processor to the store: nothing comes sooner than that
+                self._wait(select.POLLIN, deadline)
             try:
                 received = self._transport.receive_nowait(self._wire.get_buffer())
             except BlockingIOError:
-                if not haste.looks_again():
-                    self._wait(select.POLLIN, deadline)
+                continue
             except OSError as error:
                 raise self.fail_by(error) from error
             else:

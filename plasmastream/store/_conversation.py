@@ -72,6 +72,7 @@ class Conversation(ABC):
         self._wire: ServerConnection[int] = ServerConnection(max_body_size=limits.largest_body(core.capacity))
         self._transport = UnixTransport(sock)
         self._segments = {SEGMENT: core.heap.segment.fd}
+        self._mmap_size = core.heap.segment.length + 8  # clients map 8 bytes less than is advertised (plasma-ipc 3.3)
         self._needs_data = True
         self._hung_up = False
         self._nursery = nursery

@@ -138,17 +138,7 @@ class _Session(Conversation):
         return _ANSWERS[type(request)](self, request)
 
     def _spec(self, entry: Entry) -> ObjectSpec:
-        return ObjectSpec(
-            segment_index=SEGMENT,
-            data_offset=entry.offset,
-            data_size=entry.data_size,
-            metadata_offset=entry.offset + entry.data_size,
-            metadata_size=entry.metadata_size,
-        )
-
-    @property
-    def _mmap_size(self) -> int:
-        return self._core.heap.segment.length + 8  # clients map 8 bytes less than is advertised (plasma-ipc 3.3)
+        return ObjectSpec(SEGMENT, entry.offset, entry.data_size, entry.offset + entry.data_size, entry.metadata_size)
 
     def _get(self, request: GetRequest) -> Rest | None:
         core, client, ids = self._core, self._client, request.object_ids

@@ -33,17 +33,17 @@ class UnixTransport(UnixSocket):
         """Read what comes any moment; None where it takes longer. Others run meanwhile. Not to be cancelled."""
         haste = self._haste
         haste.begin()
+        await anyio.lowlevel.cancel_shielded_checkpoint()
         looks = 0
         try:
-            while True:
-                if looks % _LOOKS_IN_TURN == 0:
-                    await anyio.lowlevel.cancel_shielded_checkpoint()
+            while haste.looks_again():
                 try:
                     return self.receive_nowait(into)
                 except BlockingIOError:
-                    if not haste.looks_again():
-                        return None
-                looks += 1
+                    looks += 1
+                if looks % _LOOKS_IN_TURN == 0:
+                    await anyio.lowlevel.cancel_shielded_checkpoint()
+            return None
         finally:
             haste.end()
 

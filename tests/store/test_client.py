@@ -15,7 +15,7 @@ from weakref import WeakSet
 import anyio
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from plasmastream import ObjectExistsError, ObjectID, StoreConnectionError, StoreError, StoreFullError, blocking
 from plasmastream._client import check, octets
@@ -102,6 +102,29 @@ async def test_opening_can_be_cancelled(path: Path, autojump_clock: MockClock) -
         async with open_store(path, connect_timeout=1000):
             pytest.fail("opened")
     assert scope.cancelled_caught
+
+
+async def test_every_call_is_a_checkpoint_though_the_answer_comes_at_once(path: Path) -> None:
+    async with client_of_a_store(path) as (client, store):
+        put(store, A, b"a")
+        put(store, B, b"b")
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: client.get([A]),
+            lambda: client.get([B]),
+            lambda: client.get([]),
+            lambda: client.get([C], timeout=1e-3),
+            lambda: client.contains([A]),
+            lambda: client.put(b"c", object_id=C),
+            lambda: client.put_many([NewObject(D, b"d")]),
+            lambda: client.delete([C]),
+            client.list_objects,
+            client.inspect,
+            lambda: client.evict(0),
+        ]
+        with await client.get([A]):
+            for call in calls:
+                with assert_checkpoints():
+                    await call()
 
 
 async def test_a_path_that_is_none_is_the_callers_mistake() -> None:

@@ -74,8 +74,9 @@ class _Connection(ABC, Generic[D]):
         It is never empty when `next_event` has just said `NEED_DATA`. Before that it may be: then there is no
         room, and a read into it would look like the end of the stream.
         """
-        space = self._space()
-        return space[:0] if self._backlog or self._error is not None else space
+        if self._backlog or self._error is not None:
+            return self._scratch.tail()[:0]
+        return self._space()
 
     def advance(self, nbytes: int, descriptors: Sequence[D] = ()) -> None:
         """Say that `nbytes` of `get_buffer` are now filled, and which descriptors came with them.

@@ -1,7 +1,6 @@
 """What the parsers report beside messages."""
 
 import enum
-from collections.abc import Mapping
 from typing import Final, Generic, NamedTuple, TypeVar
 
 import attrs
@@ -33,12 +32,11 @@ class Subscription(Generic[D]):
     """The socket to send them to. The receiver of this event owns it."""
 
 
-@attrs.frozen
-class Reply(Generic[D]):
+class Reply(NamedTuple, Generic[D]):
     """The store answered the outstanding request."""
 
     message: Message
-    descriptors: Mapping[int, D]
+    descriptors: dict[int, D]
     """The segments that are new to this connection, by `store_fd`. The receiver of this event owns them."""
 
 
