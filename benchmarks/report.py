@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,10 @@ def as_json(part: str, results: Sequence[Outcome | Drawn]) -> dict[str, Any]:
 def table(part: str, results: Sequence[Outcome | Drawn]) -> str:
     """The same as a section of a page."""
     facts = [f"commit `{commit()}`", *(f"{name} {value}" for name, value in (machine() | versions()).items())]
-    rows = ["| # | work | figures | ratio | mark |", "|---|---|---|---|---|"]
+    rows = ["| # | work | who | median (quartiles) | ours : this |", "|---|---|---|---|---|"]
     for result in results:
         if isinstance(result, Outcome):
-            figures = "<br>".join(f"{name}: {_number(f)} {result.unit}" for name, f in result.figures.items())
-            ratios = "<br>".join(_ratios(result))
-            row = ", ".join(map(str, sorted(result.rows - {0})))
-            rows.append(f"| {row} | {result.work} | {figures} | {ratios} | {'<br>'.join(_verdicts(result))} |")
+            rows += _rows(result)
     curves = [result.table() for result in results if isinstance(result, Drawn)]
     tables = [*(["\n".join(rows)] if len(rows) > 2 else []), *curves]
     return "\n\n".join([*tables, f"Measured with {', '.join(facts)}."])
@@ -120,13 +117,14 @@ def _verdicts(outcome: Outcome) -> list[str]:
     ]
 
 
-def _ratios(outcome: Outcome) -> list[str]:
-    several = len(outcome.ratios) > 1
-    return [
-        f"{f'{who}: ' if several else ''}{_ratio(figure)} of {name}"
-        for who, ratios in outcome.ratios.items()
-        for name, figure in ratios.items()
-    ]
+def _rows(outcome: Outcome) -> Iterator[str]:
+    """A row for each who took part, or should have; what it was goes before the first."""
+    what = f"{', '.join(map(str, sorted(outcome.rows - {0})))} | {outcome.work}, {outcome.unit}"
+    for who, figure in outcome.figures.items():
+        ratios = ", ".join(_ratio(to[who]) for to in outcome.ratios.values() if who in to)
+        yield f"| {what} | {who} | {_number(figure)} | {ratios} |"
+        what = " | "
+    yield from (f"| {what} | {name} | not measured: {reason} | |" for name, reason in outcome.missing.items())
 
 
 def _number(figure: Figure) -> str:

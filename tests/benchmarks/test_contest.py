@@ -67,14 +67,14 @@ def test_two_of_ours_are_held_against_the_rivals_and_the_second_against_the_firs
         (3, "first", "1 GB/s", True),
     ]
     assert "second  2 (2 to 2); 0.50 (0.50 to 0.50) of theirs, 2.00 (2.00 to 2.00) of first" in lines(outcome)
-    assert "| 1, 2, 3 | work |" in table("part", [outcome])
+    assert "| 1, 2, 3 | work, GB/s | first | 1 (1 to 1) |" in table("part", [outcome])
 
 
 def test_a_missing_rival_is_named() -> None:
     contest = Contest(1, "work", "s", {"ours": lambda: 1.0}, [at_least(1, "theirs")], {"theirs": "it is not installed"})
     outcome = run(contest, 3)
     assert "without theirs: it is not installed" in lines(outcome)
-    assert "not measured: its rival is missing" in table("part", [outcome])
+    assert "| theirs | not measured: it is not installed |" in table("part", [outcome])
 
 
 def test_growth_is_from_the_first_third_to_the_last() -> None:
