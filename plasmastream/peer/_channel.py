@@ -3,7 +3,7 @@
 import math
 
 from plasmastream._errors import PeerError, RemoteProtocolError
-from plasmastream.peer._event_loop import running_loop
+from plasmastream.peer._event_loop import now
 from plasmastream.peer._results import RefusedError
 from plasmastream.peer._transport import Excuse, PeerStalledError, Transport
 from plasmastream.wire.stream.v2 import (
@@ -39,8 +39,6 @@ class Channel:
         self.connection = connection
         self.transport = transport
         self.patience = patience
-        self.loop = running_loop()
-        self._now = self.loop.now
         self.received = 0
         """Bytes that have come."""
 
@@ -65,7 +63,7 @@ class Channel:
         patience = self.patience
         at_least = int(patience.rate * patience.stall)
         await self.transport.send(pieces, timeout=patience.stall, at_least=at_least, excuse=excuse)
-        self.connection.sent(self._now())
+        self.connection.sent(now())
 
     async def next_event(self) -> AnyEvent:
         """Wait for the next event. A cancel loses nothing.
@@ -91,7 +89,7 @@ class Channel:
 
     async def _read(self) -> None:
         deadline = self.connection.deadline
-        patience = math.inf if deadline == math.inf else max(0.0, deadline - self._now())
+        patience = math.inf if deadline == math.inf else max(0.0, deadline - now())
         try:
             with self.connection.get_buffer() as buffer:
                 nbytes = await self.transport.receive_into(buffer, timeout=patience)
@@ -99,7 +97,7 @@ class Channel:
             raise self._stalled() from error
         if nbytes:
             self.received += nbytes
-            self.connection.advance(nbytes, self._now())
+            self.connection.advance(nbytes, now())
             return
         self.connection.receive_eof()
         try:
@@ -108,10 +106,10 @@ class Channel:
             raise PeerError(f"{self.peer}: {error}") from error
 
     def _stalled(self) -> PeerStalledError:
-        now = self._now()
-        late = self.connection.late(now) or Lateness.SILENT
+        time = now()
+        late = self.connection.late(time) or Lateness.SILENT
         as_a_whole = {Lateness.SLOW: self.patience.stall, Lateness.HELLO: self.patience.hello}
-        seconds = as_a_whole.get(late, now - self.connection.last_progress)
+        seconds = as_a_whole.get(late, time - self.connection.last_progress)
         return PeerStalledError(f"{self.peer} {late.value} for {seconds:.3g} s")
 
     def close(self) -> None:
@@ -140,7 +138,7 @@ class ClientChannel(Channel):
             PeerError: it does not answer in time, or the connection broke.
             RemoteProtocolError: it broke the protocol, or speaks another one.
         """
-        connection = ClientConnection(hello, running_loop().now(), limits=limits, patience=patience)
+        connection = ClientConnection(hello, now(), limits=limits, patience=patience)
         channel = cls(connection, transport, patience)
         try:
             connection.greet()

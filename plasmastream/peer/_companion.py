@@ -5,7 +5,7 @@ from types import TracebackType
 
 import trio
 
-from plasmastream.peer._event_loop import EventLoop
+from plasmastream.peer._event_loop import call_at
 
 
 class Companion:
@@ -15,19 +15,16 @@ class Companion:
     connection. Where the block itself is cancelled, there is no such regard. The work may raise nothing.
 
     Args:
-        loop: the event loop.
         nursery: of the connection, where the task lives.
         after: in seconds.
         work: what to do.
     """
 
-    def __init__(
-        self, loop: EventLoop, nursery: trio.Nursery, after: float, work: Callable[["Companion"], Awaitable[None]]
-    ) -> None:
+    def __init__(self, nursery: trio.Nursery, after: float, work: Callable[["Companion"], Awaitable[None]]) -> None:
         self._nursery = nursery
         self._work = work
         self._over: trio.Event | None = None
-        self._alarm = loop.call_at(loop.now() + after, self._begin)
+        self._alarm = call_at(trio.current_time() + after, self._begin)
 
     async def __aenter__(self) -> None:
         pass

@@ -1,119 +1,166 @@
-"""What connections need of the event loop, Trio's or asyncio's, with the question which one it is asked once for each.
+"""What connections need of the event loop, Trio's or asyncio's: the time, and waits for sockets that have an end.
 
-A deadline is an alarm here, not a cancel scope: most waits end long before theirs, and an alarm that does not ring
-costs a place in a set. One task for all of a Trio run sleeps until the first of them; asyncio has the like.
+On Trio an end is an alarm, not a cancel scope: most waits are over long before theirs, and an alarm that does not ring
+costs a place in a set. One task of each Trio run sleeps until the first of them.
+
+Which loop runs is asked for each wait, as connections may be kept from one run to the next.
 """
 
-import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import anyio
 import attrs
 import trio
+from trio.lowlevel import RunVar, in_trio_task
 
-_CLOSED = (anyio.ClosedResourceError, trio.ClosedResourceError)
-
-
-class Alarm(Protocol):
-    """A call that is to come."""
-
-    def cancel(self) -> None:
-        """See that it does not. May be called again, and after the call."""
-        ...
+_Wait: TypeAlias = Callable[[socket.socket], Awaitable[None]]
 
 
-@attrs.frozen
-class EventLoop:
-    """The running event loop, to be used while it runs, and in its thread."""
+class EventLoop(Protocol):
+    """The event loop that runs here and now."""
 
-    now: Callable[[], float]
-    """The time, in seconds, as `anyio.current_time` has it."""
-    call_at: Callable[[float, Callable[[], object]], Alarm]
-    """Have something called at a time. It may not raise, nor wait."""
-    wait_readable: Callable[[socket.socket], Awaitable[None]]
-    wait_writable: Callable[[socket.socket], Awaitable[None]]
-    notify_closing: Callable[[socket.socket], None]
-
-    async def wait(
-        self, wait: Callable[[socket.socket], Awaitable[None]], sock: socket.socket, deadline: float
-    ) -> bool:
-        """Wait for a socket, by `wait_readable` or `wait_writable`; False if its time is over, or it was closed.
+    async def wait_readable(self, sock: socket.socket, deadline: float) -> bool:
+        """Wait until a socket can be read from; False if the time is over, or the socket was closed.
 
         It may return early, where the time of another wait for the same socket is over.
         """
-        alarm = None if deadline == inf else self.call_at(deadline, partial(self._wake, sock))
-        try:
-            await wait(sock)
-        except _CLOSED:
-            return sock.fileno() >= 0 and self.now() < deadline
-        finally:
-            if alarm is not None:
-                alarm.cancel()
-        return True
+        ...
 
-    def _wake(self, sock: socket.socket) -> None:
-        if sock.fileno() >= 0:
-            self.notify_closing(sock)
+    async def wait_writable(self, sock: socket.socket, deadline: float) -> bool:
+        """The same, until it can be written to."""
+        ...
+
+
+def now() -> float:
+    """The time, in seconds, as `anyio.current_time` has it."""
+    return trio.current_time() if in_trio_task() else anyio.current_time()
 
 
 def running_loop() -> EventLoop:
     """The event loop that runs here and now."""
-    if not trio.lowlevel.in_trio_run():
-        loop = asyncio.get_running_loop()
-        return EventLoop(loop.time, loop.call_at, anyio.wait_readable, anyio.wait_writable, anyio.notify_closing)
-    found = _of_this_run.get()
+    return _of_trio() if in_trio_task() else _ASYNCIO
+
+
+def call_at(when: float, callback: Callable[[], object]) -> "Alarm":
+    """Have something called at a time, on Trio. It may not raise, nor wait. Nothing is called when the run is over."""
+    return _of_trio().call_at(when, callback)
+
+
+class _Asyncio:
+    async def wait_readable(self, sock: socket.socket, deadline: float) -> bool:
+        return await _wait_in_scope(anyio.wait_readable, sock, deadline)
+
+    async def wait_writable(self, sock: socket.socket, deadline: float) -> bool:
+        return await _wait_in_scope(anyio.wait_writable, sock, deadline)
+
+
+_ASYNCIO = _Asyncio()
+
+
+async def _wait_in_scope(wait: _Wait, sock: socket.socket, deadline: float) -> bool:
+    with anyio.CancelScope(deadline=deadline):
+        try:
+            await wait(sock)
+            return True
+        except (anyio.ClosedResourceError, trio.ClosedResourceError):
+            return False
+    return False
+
+
+class _Trio:
+    """A Trio run, and the alarms of it."""
+
+    def __init__(self) -> None:
+        self.alarms: set[Alarm] = set()
+        self._next = -inf  # when the task looks next; it begins by looking
+        self._sleep = trio.CancelScope()
+        self._has_task = True
+        try:
+            trio.lowlevel.spawn_system_task(self._ring)
+        except RuntimeError:  # the run is being ended: generators are left to finalize, which may have connections
+            self._has_task = False
+
+    async def wait_readable(self, sock: socket.socket, deadline: float) -> bool:
+        return await self._wait(trio.lowlevel.wait_readable, sock, deadline)
+
+    async def wait_writable(self, sock: socket.socket, deadline: float) -> bool:
+        return await self._wait(trio.lowlevel.wait_writable, sock, deadline)
+
+    async def _wait(self, wait: _Wait, sock: socket.socket, deadline: float) -> bool:
+        if not self._has_task:
+            return await _wait_in_scope(wait, sock, deadline)
+        alarm = self.call_at(deadline, partial(_wake, sock))
+        try:
+            await wait(sock)
+        except trio.ClosedResourceError:
+            return sock.fileno() >= 0 and trio.current_time() < deadline
+        finally:
+            alarm.cancel()
+        return True
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> "Alarm":
+        alarm = Alarm(when, callback, self)
+        self.alarms.add(alarm)
+        if when < self._next:
+            self.look_at(when)
+        return alarm
+
+    def look_at(self, when: float) -> None:
+        """Have the task look next at this time."""
+        self._next = self._sleep.deadline = when
+
+    async def _ring(self) -> None:
+        try:
+            while True:
+                now = trio.current_time()
+                for alarm in [alarm for alarm in self.alarms if alarm.when <= now]:
+                    alarm.ring()
+                # One that is cancelled before may wake the task in vain, once: to look for the next costs more.
+                self._next = min((alarm.when for alarm in self.alarms), default=inf)
+                with trio.CancelScope(deadline=self._next) as self._sleep:
+                    await trio.sleep_forever()
+        finally:
+            self._has_task = False
+            for alarm in list(self.alarms):  # who still waits does it by a scope from now on
+                alarm.ring()
+
+
+_the_trio_run: RunVar[_Trio | None] = RunVar("alarms", None)
+
+
+def _of_trio() -> _Trio:
+    found = _the_trio_run.get()
     if found is None:
-        found = EventLoop(
-            trio.lowlevel.current_clock().current_time,
-            _Alarms().call_at,
-            trio.lowlevel.wait_readable,
-            trio.lowlevel.wait_writable,
-            trio.lowlevel.notify_closing,
-        )
-        _of_this_run.set(found)
+        found = _Trio()
+        _the_trio_run.set(found)
     return found
 
 
-_of_this_run: trio.lowlevel.RunVar[EventLoop | None] = trio.lowlevel.RunVar("event loop", None)
-
-
-class _Alarms:
-    """The alarms of a Trio run."""
-
-    def __init__(self) -> None:
-        self._set: set[_TrioAlarm] = set()
-        self._next = -inf  # when the task looks next; it begins by looking
-        self._sleep = trio.CancelScope()
-        trio.lowlevel.spawn_system_task(self._run)
-
-    def call_at(self, when: float, callback: Callable[[], object]) -> "_TrioAlarm":
-        alarm = _TrioAlarm(when, callback, self._set)
-        self._set.add(alarm)
-        if when < self._next:
-            self._next = self._sleep.deadline = when
-        return alarm
-
-    async def _run(self) -> None:
-        while True:
-            now = trio.current_time()
-            for alarm in [alarm for alarm in self._set if alarm.when <= now]:
-                alarm.cancel()
-                alarm.callback()
-            # An alarm that is cancelled before may wake the task in vain, once: to tell it each time would cost more.
-            self._next = min((alarm.when for alarm in self._set), default=inf)
-            with trio.CancelScope(deadline=self._next) as self._sleep:
-                await trio.sleep_forever()
+def _wake(sock: socket.socket) -> None:
+    if sock.fileno() >= 0:
+        trio.lowlevel.notify_closing(sock)
 
 
 @attrs.frozen(eq=False)
-class _TrioAlarm:
+class Alarm:
+    """A call that is to come."""
+
     when: float
-    callback: Callable[[], object]
-    _all: "set[_TrioAlarm]"
+    _callback: Callable[[], object]
+    _run: _Trio
 
     def cancel(self) -> None:
-        self._all.discard(self)
+        """See that it does not. May be called again, and after the call."""
+        alarms = self._run.alarms
+        alarms.discard(self)
+        if not alarms:  # a clock that jumps to what is due next, as tests have it, is to find nothing
+            self._run.look_at(inf)
+
+    def ring(self) -> None:
+        """Make the call now."""
+        self.cancel()
+        self._callback()

@@ -7,7 +7,7 @@ import random
 import anyio
 
 from plasmastream._errors import PlasmastreamError
-from plasmastream.peer._event_loop import running_loop
+from plasmastream.peer._event_loop import now
 from plasmastream.peer._transport import PeerStalledError
 
 _log = logging.getLogger(__name__)
@@ -32,9 +32,8 @@ class Persistence:
 
     def __init__(self, patience: float, timeout: float | None, chance: random.Random | None = None) -> None:
         self._patience = patience
-        self._now = running_loop().now
         self._uniform = random.uniform if chance is None else chance.uniform
-        self._since = self._now()
+        self._since = now()
         self.deadline = math.inf if timeout is None else self._since + timeout
         self._wait = _FIRST_WAIT
         self.has_progressed = False
@@ -45,7 +44,7 @@ class Persistence:
     def progressed(self) -> None:
         """Say that something has been achieved."""
         self.has_progressed = True
-        self._since = self._now()
+        self._since = now()
         self._wait = _FIRST_WAIT
         self._obstacle = self._told = ""
 
@@ -68,7 +67,7 @@ class Persistence:
     @property
     def seconds_stuck(self) -> float:
         """Seconds since the last progress."""
-        return self._now() - self._since
+        return now() - self._since
 
     def last_words(self, peer: object, *parts: str) -> str:
         """What to say of work that is given up: these parts, and what of peer and standstill they lack."""
@@ -94,12 +93,12 @@ class Persistence:
         """Wait before the next attempt. False, at once, where it would come too late. The log says what for, once."""
         wait = max(at_least, self._wait * self._uniform(0.5, 1.0))
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
-        now = self._now()
+        time = now()
         last = min(self.deadline, self._since + self._patience)
-        if now + wait > last or now + wait >= self.deadline:
+        if time + wait > last or time + wait >= self.deadline:
             return False
         if self._told != self._obstacle:
             self._told = self._obstacle
-            _log.info("%s; trying again for up to %.3g s", self._obstacle, last - now)
+            _log.info("%s; trying again for up to %.3g s", self._obstacle, last - time)
         await anyio.sleep(wait)
         return True

@@ -88,7 +88,7 @@ class ServerChannel(Channel):
 
     def accompanied(self, after: float, work: Callable[[Companion], Awaitable[None]]) -> Companion:
         """A block beside which there is work, if it takes longer than `after` seconds."""
-        return Companion(self.loop, self.nursery, after, work)
+        return Companion(self.nursery, after, work)
 
     async def patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         """Wait for something that is not the client's to hasten, and let it know now and then that we live."""

@@ -16,7 +16,7 @@ import anyio.lowlevel
 
 from plasmastream._errors import PeerError
 from plasmastream._os_errors import reason_of
-from plasmastream.peer._event_loop import running_loop
+from plasmastream.peer._event_loop import now, running_loop
 
 _Address: TypeAlias = tuple[str | int, ...]
 
@@ -113,7 +113,6 @@ class TcpTransport:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
         self._socket = sock
-        self._loop = running_loop()
         self._calls = 0
         try:
             self.peer = format_address(sock.getpeername())
@@ -129,11 +128,14 @@ class TcpTransport:
     async def receive_into(self, buffer: memoryview, *, timeout: float) -> int:
         """See `Transport.receive_into`."""
         await self._breathe()
+        deadline: float | None = None
         while True:
             try:
                 return self._socket.recv_into(buffer)
             except BlockingIOError:
-                await self._wait(self._loop.wait_readable, timeout, "sent nothing", timeout)
+                deadline = now() + timeout if deadline is None else deadline
+                if not await running_loop().wait_readable(self._socket, deadline):
+                    raise self._late(f"sent nothing for {timeout:g} s") from None
             except OSError as error:
                 raise self._broken(error) from error
 
@@ -157,15 +159,13 @@ class TcpTransport:
                             nbytes = self._socket.send(step)
                     except BlockingIOError:
                         if moved >= at_least:
-                            moved, since = 0, self._loop.now()
-                        left = timeout - (self._loop.now() - since)
-                        what = "took nothing" if not moved else f"took {moved} bytes only"
-                        try:
-                            await self._wait(self._loop.wait_writable, left, what, timeout)
-                        except PeerStalledError:
-                            if excuse is None or not await excuse():
-                                raise
-                            moved, since = 0, self._loop.now()
+                            moved, since = 0, now()
+                        if not await running_loop().wait_writable(self._socket, since + timeout):
+                            what = "took nothing" if not moved else f"took {moved} bytes only"
+                            late = self._late(f"{what} for {timeout:g} s")
+                            if not isinstance(late, PeerStalledError) or excuse is None or not await excuse():
+                                raise late from None
+                            moved, since = 0, now()
                     except OSError as error:
                         raise self._broken(error) from error
                     else:
@@ -192,7 +192,7 @@ class TcpTransport:
     def close(self) -> None:
         """See `Transport.close`."""
         if self._socket.fileno() >= 0:
-            self._loop.notify_closing(self._socket)
+            anyio.notify_closing(self._socket)
             self._socket.close()
 
     def abort(self) -> None:
@@ -207,14 +207,11 @@ class TcpTransport:
         if self._calls % _CALLS_PER_CHECKPOINT == 0:
             await anyio.lowlevel.checkpoint()
 
-    async def _wait(
-        self, wait: Callable[[socket.socket], Awaitable[None]], left: float, what: str, timeout: float
-    ) -> None:
-        """Wait for the socket for the seconds `left` of a `timeout`; returns early now and then."""
-        if not await self._loop.wait(wait, self._socket, self._loop.now() + left):
-            if self._socket.fileno() < 0:
-                raise PeerError(f"the connection to {self.peer} was closed")
-            raise PeerStalledError(f"{self.peer} {what} for {timeout:g} s")
+    def _late(self, what: str) -> PeerError:
+        """The error after a wait in vain: the time was over, or the connection was closed meanwhile."""
+        if self._socket.fileno() < 0:
+            return PeerError(f"the connection to {self.peer} was closed")
+        return PeerStalledError(f"{self.peer} {what}")
 
     def _broken(self, error: OSError) -> PeerError:
         return PeerError(f"the connection to {self.peer} broke: {error.strerror or error}")
@@ -233,7 +230,7 @@ async def connect(host: str, port: int, *, timeout: float) -> TcpTransport:
     """
     peer = format_address((host, port))
     failure = f"{peer} did not answer within {timeout:g} s"
-    deadline = running_loop().now() + timeout
+    deadline = now() + timeout
     for family, address in await _look_up(host, port, deadline):
         try:
             transport = await _connect(socket.socket(family, socket.SOCK_STREAM), address, deadline)
@@ -263,7 +260,6 @@ async def _look_up(host: str, port: int, deadline: float) -> list[tuple[int, _Ad
 
 async def _connect(sock: socket.socket, address: _Address, deadline: float) -> TcpTransport | None:
     """Connect a socket, and own it; None where the time is over."""
-    loop = running_loop()
     try:
         await anyio.lowlevel.checkpoint_if_cancelled()
         sock.setblocking(False)
@@ -271,7 +267,7 @@ async def _connect(sock: socket.socket, address: _Address, deadline: float) -> T
         if code == errno.EINPROGRESS:
             code = sock.connect_ex(address)  # on the same machine it is done by now
         if code in (errno.EALREADY, errno.EINPROGRESS):
-            if not await loop.wait(loop.wait_writable, sock, deadline):
+            if not await running_loop().wait_writable(sock, deadline):
                 sock.close()
                 return None
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
