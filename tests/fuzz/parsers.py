@@ -295,6 +295,8 @@ def _peer_client(how: int, choice: int, data: bytes) -> None:
                 case stream.PayloadFinished() if payload:
                     notes.extend((event, bytes(payload[0])))
                     payload.pop().append(0)  # a BufferError unless the connection has let go of it
+                case stream.ObjectReceived():
+                    notes.append(attrs.evolve(event, data=bytes(event.data)))  # which is shown until more is read
                 case _:
                     notes.append(event)
                     if isinstance(event, stream.PayloadStarted):
