@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from benchmarks import beside, curves, peer_rows, start_rows, store_rows
 from benchmarks.contest import Contest, Outcome, run
 from benchmarks.curve import Curve, Drawn, draw
-from benchmarks.report import lines, save
+from benchmarks.report import Setting, lines, save
 
 PARTS: dict[str, Callable[[], AbstractContextManager[Sequence[Contest | Curve]]]] = {
     "peer": peer_rows.contests,
@@ -40,9 +40,12 @@ def main() -> None:
     unknown = [part for part in asked.parts if part not in PARTS]
     if unknown:
         parser.error(f"there is no part {unknown[0]!r}")
-    failed = False
+    if asked.rounds < 1:
+        parser.error("there is at least one round")
+    failed, is_empty = False, True
     for part in asked.parts or PARTS:
         print(f"{part}:", flush=True)
+        setting = Setting()
         try:
             results = measure(part, asked.rounds, set(asked.row or ()))
         except RuntimeError as error:  # a process has failed, perhaps for want of memory; the other parts may do
@@ -50,7 +53,10 @@ def main() -> None:
             failed = True
             continue
         if asked.save:
-            print(f"kept in {save(part, results)}")
+            print(f"kept in {save(part, results, setting)}")
+        is_empty = is_empty and not results
+    if is_empty and not failed:
+        parser.error("nothing there has these rows")
     sys.exit(failed)
 
 

@@ -38,6 +38,13 @@ class Figure:
         low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
         return cls(median, low, high)
 
+    def __format__(self, spec: str) -> str:
+        median, low, high = (format(number, spec) if spec else short(number) for number in attrs.astuple(self))
+        return f"{median} ({low} to {high})"
+
+    def __str__(self) -> str:
+        return format(self)
+
 
 @attrs.frozen
 class Mark:
@@ -80,9 +87,17 @@ class Verdict:
     who: str
     mark: str
     measured: str
-    """The ratio or median, and its unit; empty where the rival is missing."""
+    """The ratio or median, with its quartiles, and its unit; empty where the rival is missing."""
     is_met: bool | None
     """None where the rival is missing."""
+    is_clear: bool = True
+    """Whether the quartiles say the same as the median."""
+
+    def __str__(self) -> str:
+        if self.is_met is None:
+            return "not measured: its rival is missing"
+        word = "reached" if self.is_met else "**missed**"
+        return word if self.is_clear else f"{word}, within the spread"
 
 
 @attrs.frozen
@@ -132,15 +147,14 @@ class Outcome:
         for mark in self.marks:
             for who in self.ratios if mark.of is None else [mark.of]:
                 row = self.row if mark.row is None else mark.row
-                if mark.rival is None:
-                    number, unit = self.figures[who].median, f" {self.unit}"
-                elif mark.rival in self.figures:
-                    number, unit = self.ratios[who][mark.rival].median, ""
-                else:
+                if mark.rival is not None and mark.rival not in self.figures:
                     yield Verdict(row, self.work, who, str(mark), "", None)
                     continue
-                measured = f"{number:.2f}" if mark.rival else short(number)
-                yield Verdict(row, self.work, who, str(mark), f"{measured}{unit}", mark.is_met_by(number))
+                figure = self.figures[who] if mark.rival is None else self.ratios[who][mark.rival]
+                measured = f"{figure} {self.unit}" if mark.rival is None else f"{figure:.2f}"
+                is_met = mark.is_met_by(figure.median)
+                is_clear = mark.is_met_by(figure.low) is is_met is mark.is_met_by(figure.high)
+                yield Verdict(row, self.work, who, str(mark), measured, is_met, is_clear)
 
 
 def run(contest: Contest, rounds: int) -> Outcome:

@@ -8,7 +8,7 @@ otherwise, stores them.
 
 import contextlib
 import json
-import mmap
+import os
 import shutil
 import subprocess
 import sys
@@ -37,8 +37,10 @@ VERSIONS = {VERSION_1: 1, VERSION_2: 2}
 IPERF = "`iperf3`"
 FLOOR = "bare `sendfile` and `recv_into`"
 DISCARDING = "bare `send` and `recv_into`, nothing stored"
-TOUCHING = "new memory written to once, nothing else"
+NEW_MEMORY = "new shared memory, reserved and written to once"
+RELAY = "three processes on Trio that pass 100 B on"
 FLIGHT = "Arrow Flight"
+FLIGHT_TABLE = "Arrow Flight, all in one column"
 FLIGHT_EACH = "Arrow Flight, a DoGet for each"
 GRPC = "gRPC streaming"
 
@@ -46,9 +48,10 @@ _MEMORY = 1200 << 20
 _SOURCE_MEMORY = 4 << 30  # a server holds a quarter of it for one peer, and a GiB is fetched in one request
 _GIB = 1 << 30
 _LATENCIES = 300
+_SMALL = 100
 # A virtual machine may give what is free back to its host: the next one is not to find what the last one has just left.
 _UNTIL_GIVEN_BACK = 3.0
-_ZEROS = bytes(1 << 20)
+_CONTENT = bytes(256 << 10)
 
 
 @contextlib.contextmanager
@@ -59,6 +62,7 @@ def contests() -> Iterator[Sequence[Contest]]:
         source = stack.enter_context(node(here / "source", _SOURCE_MEMORY))
         destination = stack.enter_context(node(here / "destination", _MEMORY))
         rivals, missing = _rivals(stack)
+        relay = Worker(stack.enter_context(process([sys.executable, "-m", "benchmarks.rivals.relay"], pipes=True)))
         streams = (IPERF, DISCARDING, FLOOR)
 
         def contest(
@@ -107,7 +111,7 @@ def contests() -> Iterator[Sequence[Contest]]:
                 1,
                 _GIB,
                 [at_least(0.5, IPERF)],
-                (*streams, TOUCHING),
+                (*streams, NEW_MEMORY),
                 in_bytes=True,
                 into_fresh=True,
             ),
@@ -132,7 +136,11 @@ def contests() -> Iterator[Sequence[Contest]]:
                     8,
                     f"SYNC of one object of 100 B, {name}",
                     "ms",
-                    {who: partial(_latency, source, destination, version, share) for who, version in VERSIONS.items()},
+                    {
+                        who: partial(_latency, source, destination, version, share)
+                        for who, version in VERSIONS.items()
+                    }
+                    | {RELAY: partial(_relayed, relay, share)},
                     [mark],
                     ours=2,
                 )
@@ -143,8 +151,8 @@ def contests() -> Iterator[Sequence[Contest]]:
                 "COPY 10,000 x 1 KiB",
                 10_000,
                 1 << 10,
-                [at_least(10, FLIGHT), at_least(10, FLIGHT_EACH)],
-                [FLIGHT, FLIGHT_EACH, GRPC],
+                [at_least(10, FLIGHT)],
+                [FLIGHT, FLIGHT_TABLE, FLIGHT_EACH, GRPC],
                 in_bytes=False,
             ),
         ]
@@ -152,7 +160,7 @@ def contests() -> Iterator[Sequence[Contest]]:
 
 def _rivals(stack: contextlib.ExitStack) -> tuple[Mapping[str, Callable[[int, int], float]], Mapping[str, str]]:
     """What each rival that is here needs for so many objects of so many bytes, in seconds; and who is not here."""
-    found: dict[str, Callable[[int, int], float]] = {TOUCHING: _touch}
+    found: dict[str, Callable[[int, int], float]] = {NEW_MEMORY: _new_memory}
     missing: dict[str, str] = {}
     here = Path(sys.executable)
     for name, module, python in (
@@ -163,12 +171,13 @@ def _rivals(stack: contextlib.ExitStack) -> tuple[Mapping[str, Callable[[int, in
     ):
         if not python.exists():
             missing[name] = "`make setup-bench` has not installed it"
-            missing |= {FLIGHT_EACH: missing[name]} if name == FLIGHT else {}
+            missing |= dict.fromkeys((FLIGHT_TABLE, FLIGHT_EACH), missing[name]) if name == FLIGHT else {}
             continue
         command: Command = [python, "-Wignore", "-m", f"benchmarks.rivals.{module}"]
         receiver = Worker(stack.enter_context(process(command, pipes=True)))
         found[name] = partial(receiver.do, "receive")
         if name == FLIGHT:
+            found[FLIGHT_TABLE] = partial(receiver.do, "receive_table")
             found[FLIGHT_EACH] = partial(receiver.do, "receive_each")
     if shutil.which("iperf3") is None:
         missing[IPERF] = "it is not installed"
@@ -179,14 +188,18 @@ def _rivals(stack: contextlib.ExitStack) -> tuple[Mapping[str, Callable[[int, in
     return found, missing
 
 
-def _touch(count: int, size: int) -> float:
-    """What the kernel alone takes for memory that nobody has used yet: it clears each page."""
+def _new_memory(count: int, size: int) -> float:
+    """What the kernel alone takes for shared memory that nobody has used yet, in the fastest way that we know."""
     time.sleep(_UNTIL_GIVEN_BACK)
-    with mmap.mmap(-1, count * size) as memory:
+    descriptor = os.memfd_create("benchmark")
+    try:
         began = time.perf_counter()
-        for at in range(0, len(memory), len(_ZEROS)):
-            memory[at : at + len(_ZEROS)] = _ZEROS
+        os.posix_fallocate(descriptor, 0, count * size)
+        for at in range(0, count * size, len(_CONTENT)):
+            os.pwrite(descriptor, _CONTENT, at)
         return time.perf_counter() - began
+    finally:
+        os.close(descriptor)
 
 
 def _turn(rival: Callable[[int, int], float], count: int, size: int, amount: float) -> Turn:
@@ -251,9 +264,13 @@ class _Growth:
 
 
 def _latency(source: Node, destination: Node, version: int, share: float) -> float:
-    ids = source.give(1, 100)
+    ids = source.give(1, _SMALL)
     taken = sorted(destination.fetch(source, ids, version, _LATENCIES)[20:])
     return taken[int(share * len(taken))] * 1e3
+
+
+def _relayed(relay: Worker, share: float) -> float:
+    return relay.do("ask", _LATENCIES, _SMALL, share) * 1e3
 
 
 def _between_apaches(stack: contextlib.ExitStack, here: Path) -> Sequence[Contest]:

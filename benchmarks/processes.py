@@ -72,7 +72,7 @@ class Worker:
     def __init__(self, started: Process) -> None:
         self._process = started
 
-    def begin(self, work: str, *args: int) -> None:
+    def begin(self, work: str, *args: float) -> None:
         """Have it begin."""
         stdin = self._process.popen.stdin
         assert stdin is not None
@@ -88,7 +88,7 @@ class Worker:
             raise self._process.failure()
         return float(line)
 
-    def do(self, work: str, *args: int) -> float:
+    def do(self, work: str, *args: float) -> float:
         """Both."""
         self.begin(work, *args)
         return self.end()

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from benchmarks.contest import Figure, Outcome, Verdict, short
+from benchmarks.contest import Outcome, Verdict
 from benchmarks.curve import Drawn
 from benchmarks.machine import commit, machine, versions
 from benchmarks.processes import ROOT
@@ -23,21 +23,28 @@ def lines(outcome: Outcome) -> str:
     said = [f"{rows:>5}  {outcome.work}, {outcome.unit}:"]
     width = max(map(len, outcome.figures))
     for who, figure in outcome.figures.items():
-        ratios = ", ".join(f"{_ratio(ratio)} of {name}" for name, ratio in outcome.ratios.get(who, {}).items())
-        said.append(f"{who:{width}}  {_number(figure)}{'; ' if ratios else ''}{ratios}")
+        ratios = ", ".join(f"{ratio:.2f} of {name}" for name, ratio in outcome.ratios.get(who, {}).items())
+        said.append(f"{who:{width}}  {figure}{'; ' if ratios else ''}{ratios}")
     said += _verdicts(outcome)
     said += [f"without {name}: {reason}" for name, reason in outcome.missing.items()]
     return "\n           ".join(said)
 
 
-def as_json(part: str, results: Sequence[Outcome | Drawn]) -> dict[str, Any]:
+@attrs.frozen
+class Setting:
+    """When, on what and with what a part is measured. To be made before it begins: what it does is load, too."""
+
+    measured_at: str = attrs.Factory(lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    commit: str = attrs.Factory(commit)
+    machine: Mapping[str, str] = attrs.Factory(machine)
+    versions: Mapping[str, str] = attrs.Factory(versions)
+
+
+def as_json(part: str, results: Sequence[Outcome | Drawn], setting: Setting) -> dict[str, Any]:
     """All of a part's results, and what they were measured on."""
     return {
         "part": part,
-        "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions(),
+        **attrs.asdict(setting),
         "outcomes": [
             attrs.asdict(result) | {"verdicts": [attrs.asdict(verdict) for verdict in result.verdicts()]}
             for result in results
@@ -51,9 +58,10 @@ def as_json(part: str, results: Sequence[Outcome | Drawn]) -> dict[str, Any]:
     }
 
 
-def table(part: str, results: Sequence[Outcome | Drawn]) -> str:
+def table(results: Sequence[Outcome | Drawn], setting: Setting) -> str:
     """The same as a section of a page."""
-    facts = [f"commit `{commit()}`", *(f"{name} {value}" for name, value in (machine() | versions()).items())]
+    named = {**setting.machine, **setting.versions}
+    facts = [f"commit `{setting.commit}`", *(f"{name} {value}" for name, value in named.items())]
     rows = ["| # | work | who | median (quartiles) | ours : this |", "|---|---|---|---|---|"]
     for result in results:
         if isinstance(result, Outcome):
@@ -63,12 +71,12 @@ def table(part: str, results: Sequence[Outcome | Drawn]) -> str:
     return "\n\n".join([*tables, f"Measured with {', '.join(facts)}."])
 
 
-def save(part: str, results: Sequence[Outcome | Drawn]) -> Path:
+def save(part: str, results: Sequence[Outcome | Drawn], setting: Setting) -> Path:
     """Keep the results: as JSON, in their place on the page, and in the table of marks at its top."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{part}.json"
-    path.write_text(json.dumps(as_json(part, results), indent=1) + "\n")
-    page = replace(PAGE.read_text(), part, table(part, results))
+    path.write_text(json.dumps(as_json(part, results, setting), indent=1) + "\n")
+    page = replace(PAGE.read_text(), part, table(results, setting))
     kept = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     PAGE.write_text(replace(page, "marks", marks(kept)))
     return path
@@ -100,36 +108,28 @@ def marks(kept: Sequence[Mapping[str, Any]]) -> str:
     rows = ["| # | work | whose | mark | measured | |", "|---|---|---|---|---|---|"]
     for verdict, _ in found:
         what = f"{verdict.row or ''} | {verdict.work} | {verdict.who} | {verdict.mark}"
-        rows.append(f"| {what} | {verdict.measured} | {_WORDS[verdict.is_met]} |")
+        rows.append(f"| {what} | {verdict.measured} | {verdict} |")
     commits = sorted({commit for _, commit in found})
     return "\n".join([*rows, "", f"Measured at commit {', '.join(f'`{commit}`' for commit in commits)}."])
 
 
 _LAST = 1000
-_WORDS = {True: "reached", False: "**missed**", None: "not measured: its rival is missing"}
 
 
 def _verdicts(outcome: Outcome) -> list[str]:
     verdicts = list(outcome.verdicts())
     several = len({verdict.who for verdict in verdicts}) > 1
     return [
-        f"{f'{verdict.who}: ' if several else ''}{verdict.mark}: {_WORDS[verdict.is_met]}" for verdict in verdicts
+        f"{f'{verdict.who}: ' if several else ''}{verdict.mark}: {verdict}" for verdict in verdicts
     ]
 
 
 def _rows(outcome: Outcome) -> Iterator[str]:
     """A row for each who took part, or should have; what it was goes before the first."""
-    what = f"{', '.join(map(str, sorted(outcome.rows - {0})))} | {outcome.work}, {outcome.unit}"
+    rows = ", ".join(map(str, sorted(outcome.rows - {0})))
+    what = f"{rows} | {outcome.work}, {outcome.unit}; {outcome.rounds} rounds"
     for who, figure in outcome.figures.items():
-        ratios = ", ".join(_ratio(to[who]) for to in outcome.ratios.values() if who in to)
-        yield f"| {what} | {who} | {_number(figure)} | {ratios} |"
+        ratios = ", ".join(f"{to[who]:.2f}" for to in outcome.ratios.values() if who in to)
+        yield f"| {what} | {who} | {figure} | {ratios} |"
         what = " | "
     yield from (f"| {what} | {name} | not measured: {reason} | |" for name, reason in outcome.missing.items())
-
-
-def _number(figure: Figure) -> str:
-    return f"{short(figure.median)} ({short(figure.low)} to {short(figure.high)})"
-
-
-def _ratio(figure: Figure) -> str:
-    return f"{figure.median:.2f} ({figure.low:.2f} to {figure.high:.2f})"
