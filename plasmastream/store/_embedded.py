@@ -27,7 +27,7 @@ from plasmastream.wire.plasma import ErrorCode, ObjectInfo, ObjectStatus, object
 
 _DIGEST_IN_THREAD = 1 << 20
 _OBJECTS_PER_TURN = 64
-_BYTES_PER_OBJECT = 4 << 10  # to write so many takes about as long as all else that is done for an object
+_BYTES_PER_OBJECT = 4 << 10  # of large ones: to write so many takes about as long as all else for a small one
 
 _T = TypeVar("_T")
 
