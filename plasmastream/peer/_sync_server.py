@@ -107,7 +107,8 @@ class _SyncRequest:
         try:
             while True:
                 with trio.move_on_after(pause) as self._until_news:
-                    raise self._channel.not_wanted(await self._channel.next_event())
+                    if not self._finished:  # before there was anybody to tell, or while the last news left
+                        raise self._channel.not_wanted(await self._channel.next_event())
                 pause = _REPORT_EVERY
                 async with companion.sending:
                     self._queue_news()

@@ -27,6 +27,7 @@ from plasmastream.wire.plasma import ErrorCode, ObjectInfo, ObjectStatus, object
 
 _DIGEST_IN_THREAD = 1 << 20
 _OBJECTS_PER_TURN = 64
+_BYTES_PER_OBJECT = 4 << 10  # of large ones: to write so many takes about as long as all else for a small one
 
 _T = TypeVar("_T")
 
@@ -79,9 +80,9 @@ class EmbeddedStore:
         self, object_id: ObjectID, data_size: int, metadata: Buffer = b"", *, timeout: float = 0.0
     ) -> AsyncIterator[UnsealedObject]:
         """Make an object to be written in the `async with` block: see `ObjectStore.create`."""
-        await self._breathe(1)
         writer = Client("in-process writer")
         size = data_size + len(metadata)
+        await self._breathe(1, size)
         entry = await self._when_there_is_room(
             lambda: self.core.create(writer, object_id, data_size, len(metadata)), size, timeout
         )
@@ -109,7 +110,7 @@ class EmbeddedStore:
         holder = _Holder(self.core, "in-process put")
         columns = [(new.object_id, memoryview(new.data), memoryview(new.metadata), new.digest) for new in objects]
         size = sum(len(data) + len(metadata) for _, data, metadata, _ in columns)
-        await self._breathe(len(columns))
+        await self._breathe(len(columns), size)
         entries = await self._when_there_is_room(lambda: self.core.put_many(holder.client, columns), size, timeout)
         return Leases([holder.lease(entry) for entry in entries])
 
@@ -212,13 +213,17 @@ class EmbeddedStore:
     ) -> None:
         self.close()
 
-    async def _breathe(self, objects: int) -> None:
-        """Give way to a cancel before a call about so many objects; and to others, if it has been many since."""
-        self._since_turn += max(1, objects)
+    async def _breathe(self, objects: int, nbytes: int = 0) -> None:
+        """Give way to a cancel before a call about so many objects, of which so many bytes are to be written.
+
+        And to others, if it has been much since; they would wait for the bytes of large objects longer than for many.
+        """
+        work = max(1, objects) + nbytes // _BYTES_PER_OBJECT
+        self._since_turn += work
         if self._since_turn <= _OBJECTS_PER_TURN:
             await anyio.lowlevel.checkpoint_if_cancelled()
         else:
-            self._since_turn = objects
+            self._since_turn = work
             await anyio.lowlevel.checkpoint()
 
     async def _when_there_is_room(self, attempt: Callable[[], _T], size: int, timeout: float) -> _T:

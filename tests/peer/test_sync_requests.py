@@ -1,8 +1,9 @@
 """SYNC in version 2: a client that leaves, two that want the same, bounds of bytes and time, news every second."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import trio
@@ -11,7 +12,7 @@ from trio.testing import MockClock
 from plasmastream import LocalProtocolError, ObjectID
 from plasmastream.peer import Outcome, PeerRequest, PeerTimeouts, TransferKind
 from plasmastream.store import Lease, Leases
-from plasmastream.testing import CallFault
+from plasmastream.testing import CallFault, MemoryTransport
 from tests.peer.helpers import Objects, contents, objects_of
 from tests.peer.world import FAR, NEAR, OBJECTS, PORT, SYNC, World, open_world
 
@@ -33,15 +34,16 @@ async def test_an_object_that_is_named_twice_is_named(autojump_clock: MockClock)
 
 
 class SlowFar:
-    """Lets each request for objects at the far server take some time."""
+    """Lets each request for objects at the far server take some time, or each for some of these objects."""
 
-    def __init__(self, world: World, seconds: float) -> None:
+    def __init__(self, world: World, seconds: float, objects: Container[ObjectID] = OBJECTS) -> None:
         self.asked: list[ObjectID] = []
         store = world.stores[FAR]
         real = store.get
 
         async def get(object_ids: Sequence[ObjectID], *, timeout: float | None = 0.0) -> Leases[Lease | None]:
-            await trio.sleep(seconds)
+            if any(object_id in objects for object_id in object_ids):
+                await trio.sleep(seconds)
             self.asked += object_ids  # a get that was broken off and begun anew counts once
             return await real(object_ids, timeout=timeout)
 
@@ -157,6 +159,52 @@ async def test_news_come_every_second(autojump_clock: MockClock) -> None:
         assert all(0 <= later - earlier <= 1.001 for earlier, later in pairwise(times))
         assert len(news) >= 20
         assert news[-1][1] == len(OBJECTS)
+
+
+async def told_when(world: World, objects: Sequence[ObjectID]) -> list[float]:
+    """Fetch objects, in peer requests that share no connection; returns when the client is told that each is done."""
+    told: dict[int, float] = {}
+
+    def note(amounts: Sequence[tuple[int, int]]) -> None:
+        for number, (done, _) in enumerate(amounts):
+            if done:
+                told.setdefault(number, trio.current_time())
+
+    requests = [PeerRequest(TransferKind.COPY, FAR, PORT + n, (object_id,)) for n, object_id in enumerate(objects)]
+    await world.client().sync_each(requests, on_progress=note)
+    return [told[number] for number in range(len(objects))]
+
+
+async def test_what_is_done_at_once_is_told_at_once(autojump_clock: MockClock) -> None:
+    """Though it is done before there is anybody to tell it."""
+    quick, slow, *_ = OBJECTS
+    async with open_world(SYNC) as world:
+        SlowFar(world, 20, (slow,))
+        began = trio.current_time()
+        at = await told_when(world, (quick, slow))
+        assert at[0] - began < 0.1
+        assert at[1] - began >= 20
+
+
+async def test_what_is_done_while_other_news_leave_is_told_next(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, middling, slow, *_ = OBJECTS
+    real = MemoryTransport.send
+
+    async with open_world(SYNC) as world:
+        SlowFar(world, 0.1, (quick,))
+        SlowFar(world, 0.3, (middling,))
+        SlowFar(world, 20, (slow,))
+
+        async def send(end: MemoryTransport, pieces: Sequence[bytes | memoryview], **options: Any) -> None:
+            if end is world.connections[0][1]:  # where the news come from
+                await trio.sleep(0.5)
+            await real(end, pieces, **options)
+
+        monkeypatch.setattr(MemoryTransport, "send", send)
+        at = await told_when(world, (quick, middling, slow))
+        assert at[1] - at[0] < 0.6
 
 
 @pytest.mark.parametrize("detach", [False, True])

@@ -1,6 +1,6 @@
 """Requests that name very many objects: others have their turn in between. Counted in turns, not in time."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -11,7 +11,7 @@ from plasmastream import ObjectID
 from plasmastream.peer import Limits2, Outcome
 from plasmastream.store import EmbeddedStore, NewObject, _embedded
 from plasmastream.store._table import Entry
-from plasmastream.wire.plasma import ObjectInfo
+from plasmastream.wire.plasma import NO_DIGEST, ObjectInfo
 from plasmastream.wire.stream.v2 import Drop, Message, Progress, Put, Range, Read, Sizes, Want
 from tests.peer.helpers import objects_of
 from tests.peer.test_attacks import TOKEN, attackers
@@ -20,9 +20,13 @@ from tests.peer.world import NEAR, open_world
 MANY = 5000
 IDS = tuple(ObjectID.from_name(f"many {number}") for number in range(MANY))
 CAPACITY = 1 << 20
+ROOM = 64 << 20
+MEDIUM = 100_000
 MOST_AT_ONCE = 2 * 128
 """Small objects that come into a store between two turns of everybody else, who may be the first of one round of the
 scheduler and the last of the next."""
+MOST_BYTES_AT_ONCE = 2 * (256 << 10)
+"""Likewise, of objects that are not so small."""
 
 
 class Watch:
@@ -86,6 +90,30 @@ async def test_a_run_of_very_many_objects_lets_others_have_their_turns(autojump_
                 await attacker.channel.send(Progress())
                 assert await attacker.rest() == dict.fromkeys(range(MANY), Outcome.DONE)
         assert 0 < watch.largest_step <= MOST_AT_ONCE
+
+
+async def put_together(store: EmbeddedStore, object_id: ObjectID) -> None:
+    (await store.put_many([NewObject(object_id, bytes(MEDIUM))])).release()
+
+
+async def put_alone(store: EmbeddedStore, object_id: ObjectID) -> None:
+    async with store.create(object_id, MEDIUM) as unsealed:
+        unsealed.data[:] = bytes(MEDIUM)
+        await unsealed.seal(NO_DIGEST)
+
+
+@pytest.mark.parametrize("put", [put_together, put_alone])
+async def test_objects_that_are_not_so_small_let_others_have_their_turns_sooner(
+    put: Callable[[EmbeddedStore, ObjectID], Awaitable[None]], autojump_clock: MockClock
+) -> None:
+    with EmbeddedStore(ROOM) as store:
+        async with trio.open_nursery() as nursery:
+            with watching(nursery, store) as watch:
+                while not watch.turns:  # or the beginning would count as a turn more
+                    await trio.lowlevel.checkpoint()
+                for object_id in IDS[:200]:
+                    await put(store, object_id)
+    assert 0 < watch.largest_step * MEDIUM <= MOST_BYTES_AT_ONCE
 
 
 @pytest.mark.parametrize(

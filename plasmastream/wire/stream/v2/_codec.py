@@ -18,6 +18,7 @@ from plasmastream.wire.stream.v2._frames import FrameType
 from plasmastream.wire.stream.v2._messages import (
     TABLES,
     TOKEN_SIZE,
+    Amount,
     End,
     Fetch,
     Message,
@@ -41,12 +42,18 @@ def encode_message(message: Message) -> bytes:
         LocalProtocolError: a field has a value that cannot be sent.
     """
     match message:
-        case End() | Outcomes(indexes=[_]) | Progress(requests=[] | [_]):
-            return _encode_again(message)
-        case Open(token, take, 0, [object_id]) if len(token) == TOKEN_SIZE:
-            return _opens[take].save(token, object_id)
-        case Sync([Fetch(take, host, port, [object_id])], False, 0.0, 0, 0):
-            return _mould_of_sync(take, host, port).save(b"", object_id)
+        case End(outcome, "", retry_after):
+            return _encode_end(outcome, retry_after)
+        case Outcomes(request, outcome, "", [index]):
+            return _encode_outcome(request, outcome, index)
+        case Progress([]):
+            return _no_progress
+        case Progress([Amount(objects, nbytes)]):
+            return _encode_amount(objects, nbytes)
+        case Open(token, take, encoding, [object_id]) if len(token) == TOKEN_SIZE:
+            return _mould_of_open(take, encoding).save(token, object_id)
+        case Sync([Fetch(take, host, port, [object_id])], False, 0.0, max_bytes, encoding):
+            return _mould_of_sync(take, host, port, max_bytes, encoding).save(b"", object_id)
         case _:
             return _encode(message)
 
@@ -69,7 +76,7 @@ def decode_message(frame_type: FrameType, body: bytes | bytearray) -> Any:
                     return Open(token, bool(take), 0, (ObjectID(object_id),))
         case FrameType.SYNC:
             last = _syncs.get(len(body))
-            if last is not None and (gaps := _mould_of_sync(*last).load(body)) is not None:
+            if last is not None and (gaps := _mould_of_sync(*last, 0, 0).load(body)) is not None:
                 return Sync((Fetch(*last, (ObjectID(gaps[1]),)),))
             message = _decode(frame_type, body)
             match message:
@@ -99,7 +106,27 @@ def _decode(frame_type: FrameType, body: bytes | bytearray) -> Any:
     raise RemoteProtocolError(f"a body of {len(body)} bytes is no {frame_type.name}: {fault}")
 
 
-_encode_again = lru_cache(_REMEMBERED)(_encode)
+_no_progress: Final = _encode(Progress())
+
+
+# What is remembered is found by values and their types: 1.0 equals 1, and cannot be sent in its place.
+
+
+@lru_cache(_REMEMBERED, typed=True)
+def _encode_end(outcome: int, retry_after: float) -> bytes:
+    return _encode(End(outcome, "", retry_after))
+
+
+@lru_cache(_REMEMBERED, typed=True)
+def _encode_outcome(request: int, outcome: int, index: int) -> bytes:
+    return _encode(Outcomes(request, outcome, "", (index,)))
+
+
+@lru_cache(_REMEMBERED, typed=True)
+def _encode_amount(objects: int, nbytes: int) -> bytes:
+    return _encode(Progress((Amount(objects, nbytes),)))
+
+
 _decode_again = lru_cache(_REMEMBERED)(_decode)
 
 
@@ -131,11 +158,17 @@ class _Mould:
         return (token, object_id) if self.save(token, object_id) == body else None
 
 
-_opens: Final = [_Mould.of(Open(_TOKEN, take, 0, (_ID,)), _TOKEN) for take in (False, True)]
+@lru_cache(_REMEMBERED, typed=True)
+def _mould_of_open(take: bool, encoding: int) -> _Mould:
+    return _Mould.of(Open(_TOKEN, take, encoding, (_ID,)), _TOKEN)
+
+
+@lru_cache(_REMEMBERED, typed=True)
+def _mould_of_sync(take: bool, host: str, port: int, max_bytes: int, encoding: int) -> _Mould:
+    fetch = Fetch(take, host, port, (_ID,))
+    return _Mould.of(Sync((fetch,), max_bytes=max_bytes, encoding=encoding), b"")
+
+
+_opens: Final = [_mould_of_open(take, 0) for take in (False, True)]
 _syncs: Final[dict[int, tuple[bool, str, int]]] = {}
 """What the last SYNC of one object wanted of whom, by the size of its body."""
-
-
-@lru_cache(_REMEMBERED)
-def _mould_of_sync(take: bool, host: str, port: int) -> _Mould:
-    return _Mould.of(Sync((Fetch(take, host, port, (_ID,)),)), b"")

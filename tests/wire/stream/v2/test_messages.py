@@ -17,11 +17,14 @@ from plasmastream import LocalProtocolError, ObjectID, RemoteProtocolError
 from plasmastream.wire.stream.v2 import (
     TOKEN_SIZE,
     Amount,
+    End,
     Fetch,
     FrameType,
     Hello,
     Message,
     Open,
+    Outcome,
+    Outcomes,
     Progress,
     Read,
     Stat,
@@ -197,6 +200,63 @@ def test_what_comes_again_is_written_and_read_as_the_first_time(take: bool, host
             body = encode_message(message)
             assert body == _encode(message)
             assert decode_message(message.type, body) == decode_message(message.type, bytearray(body)) == message
+
+
+ONE: Any = 1.0
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (End(1), End(ONE)),
+        (Outcomes(1, 0, "", (1,)), Outcomes(ONE, 0, "", (1,))),
+        (Outcomes(0, 1, "", (1,)), Outcomes(0, ONE, "", (1,))),
+        (Outcomes(0, 0, "", (1,)), Outcomes(0, 0, "", (ONE,))),
+        (Progress((Amount(1, 1),)), Progress((Amount(1, ONE),))),
+        (Open(TOKEN, True, 1, (A,)), Open(TOKEN, True, ONE, (A,))),
+        (Sync((Fetch(True, "h", 1, (A,)),)), Sync((Fetch(True, "h", ONE, (A,)),))),
+        (Sync((Fetch(True, "h", 1, (A,)),), max_bytes=1), Sync((Fetch(True, "h", 1, (A,)),), max_bytes=ONE)),
+    ],
+)
+def test_what_only_equals_what_was_sent_before_is_not_sent(right: Message, wrong: Message) -> None:
+    assert right == wrong
+    for _ in range(2):
+        assert encode_message(right) == _encode(right)
+        with pytest.raises(LocalProtocolError):
+            encode_message(wrong)
+
+
+@pytest.mark.parametrize("zeros", [(-0.0, 0.0), (0.0, -0.0), (0.0, 0), (0, -0.0)])
+@pytest.mark.parametrize("outcome", [0, True, Outcome.BUSY])
+def test_a_zero_is_written_in_one_way(zeros: tuple[float, float], outcome: int) -> None:
+    first, second = (encode_message(End(outcome, "", zero)) for zero in zeros)
+    assert first == second == _encode(End(int(outcome)))
+
+
+def test_a_list_is_written_as_a_tuple_is() -> None:
+    indexes: Any = [7]
+    amounts: Any = [Amount(1, 2)]
+    assert encode_message(Outcomes(0, 0, "", indexes)) == encode_message(Outcomes(0, 0, "", (7,)))
+    assert encode_message(Progress(amounts)) == encode_message(Progress((Amount(1, 2),)))
+    assert encode_message(Progress([])) == encode_message(Progress())  # type: ignore[arg-type]
+
+
+def test_what_is_remembered_has_a_bound() -> None:
+    """Whatever the other side says, and has us say."""
+    reasons = [f"{number} {'x' * 4000}" for number in range(1000)]
+    bodies = [_encode(Outcomes(0, 1, reason, (1,))) for reason in reasons]
+    tracemalloc.start()
+    try:
+        for number, (reason, body) in enumerate(zip(reasons, bodies, strict=True)):
+            decode_message(FrameType.OUTCOMES, body)
+            decode_message(FrameType.SYNC, encode_message(Sync((Fetch(True, f"host{number}", 1, (A,)),))))
+            encode_message(Outcomes(0, 1, reason, (1,)))
+            encode_message(Outcomes(0, 1, "", (number,)))
+            encode_message(End(1, reason))
+        left, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert left < 700_000
 
 
 @pytest.mark.parametrize("message", [Open(b"t" * TOKEN_SIZE, True, 0, (A,)), Sync((Fetch(True, "host", 1, (A,)),))])
