@@ -64,6 +64,19 @@ class Connection(Generic[_SocketT]):
                 ) from None
         self._transport.queue(self._wire.data_to_send())
 
+    def ask(self, requests: Sequence[Message]) -> None:
+        """Queue requests whose replies the caller waits for; nobody else may ask before these are taken.
+
+        Raises:
+            NotSupportedError: the store would not understand one.
+            StoreConnectionError: the connection is broken, or somebody has left it without taking a reply.
+        """
+        if self._wire.is_owed_a_reply:  # which would be taken for the reply to this
+            raise self.fail("was left in the midst of a request")
+        self.is_busy = True
+        for request in requests:
+            self.post(request)
+
     def releases(self, object_ids: Sequence[ObjectID]) -> list[Message]:
         """The messages that let go of objects, in as few as this store understands."""
         if len(object_ids) > 1 and self._wire.is_understood(ReleaseManyRequest):
@@ -97,7 +110,8 @@ class Connection(Generic[_SocketT]):
                 raise self.fail("closed the connection")
             assert isinstance(event, Reply)
             message, descriptors = event
-            assert isinstance(message, kind)
+            if not isinstance(message, kind):
+                raise self.fail(f"sent a {message.type.name} where a {kind.__name__} was due")
             replies.append((message, descriptors))
         return replies
 
@@ -115,6 +129,10 @@ class Connection(Generic[_SocketT]):
             self.broken = f"the store at {self.path} {what}"
         self.close()
         return StoreConnectionError(self.broken)
+
+    def fail_interrupted(self, error: BaseException) -> None:
+        """As `fail`, for what interrupts a request: nobody could tell whose the next reply is."""
+        self.fail(f"was left in the midst of a request, by a {type(error).__name__}")
 
     def fail_by(self, error: OSError) -> StoreConnectionError:
         """As `fail`, for what the kernel said."""

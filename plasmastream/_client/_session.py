@@ -172,19 +172,24 @@ class Session(Generic[_ConnectionT]):
         """Act on the leases that have ended, and tell the store what nobody here holds any more.
 
         It is not told while a request is under way: a get that is just being answered may take the same object again,
-        and the store would see the release behind it. Then it is told before the next request, at the latest.
+        and the store would see the release behind it. Then it is told before the next request, at the latest. What is
+        interrupted between two bytes cannot go on: the connection is given up.
         """
-        if self._lingering is not None:
-            self._settle_lingering(self._lingering)
-            return
-        if not (self._given_back or self._let_go or self.connection.broken):
-            return
-        self._take_notes()
-        if not self._let_go or self.connection.is_busy or self.connection.broken:
-            return  # without a connection the store has let go by itself
-        self.connection.post_all(self._take_releases())
-        if not self.connection.flush_nowait():
-            self._on_unsent()
+        try:
+            if self._lingering is not None:
+                self._settle_lingering(self._lingering)
+                return
+            if not (self._given_back or self._let_go or self.connection.broken):
+                return
+            self._take_notes()
+            if not self._let_go or self.connection.is_busy or self.connection.broken:
+                return  # without a connection the store has let go by itself
+            self.connection.post_all(self._take_releases())
+            if not self.connection.flush_nowait():
+                self._on_unsent()
+        except BaseException as error:
+            self.connection.fail(f"was left in the midst of a release, by a {type(error).__name__}")
+            raise
 
     def map(self, indices: Sequence[int], sizes: Sequence[int], descriptors: dict[int, int]) -> None:
         """Map the segments that came with a reply; the descriptors are owned by this from now on.

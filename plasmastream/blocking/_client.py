@@ -341,18 +341,18 @@ class StoreClient:
         try:
             with self._lock:
                 session = session or self._open_session()
-                _settle_whole(session)
+                session.settle()
                 try:
                     return work(session)
                 except StoreError:
                     raise
                 except BaseException as error:
                     if session.connection.is_busy or not isinstance(error, Exception):
-                        session.connection.fail(f"was left in the midst of a request, by a {type(error).__name__}")
+                        session.connection.fail_interrupted(error)
                     raise
                 finally:
                     session.connection.is_busy = False
-                    _settle_whole(session)
+                    session.settle()
         finally:
             if session is not None:
                 self._settle(session)
@@ -366,7 +366,7 @@ class StoreClient:
                 taken.extend(map(self._lock.acquire, (False,)))  # in one step, so that no interrupt comes between
                 (has_lock,) = taken
                 if has_lock:
-                    _settle_whole(session)
+                    session.settle()
             finally:
                 if True in taken:
                     self._lock.release()
@@ -571,15 +571,6 @@ def open_store(
 
 def _found(asked: Sequence[ObjectID], reply: GetReply) -> list[ObjectID]:
     return [object_id for object_id, spec in zip(asked, reply.specs, strict=True) if not spec.is_missing]
-
-
-def _settle_whole(session: _Session) -> None:
-    """Settle, or give the connection up: what is interrupted between two bytes cannot go on."""
-    try:
-        session.settle()
-    except BaseException as error:
-        session.connection.fail(f"was left in the midst of a release, by a {type(error).__name__}")
-        raise
 
 
 def _next_call_sends_the_rest() -> None:

@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 
 from plasmastream._client import RETRY_FIRST, RETRY_LAST, Connection, Haste, UnixSocket, connect, no_store_answers
 from plasmastream._errors import StoreConnectionError
-from plasmastream.wire.plasma import Message, encode
+from plasmastream.wire.plasma import Message
 
 _LONGEST_POLL = 3600.0  # the kernel counts milliseconds in 32 bits
 
@@ -59,13 +59,11 @@ class StoreConnection(Connection[UnixSocket]):
         """As `call`, for a few small requests that are sent together."""
         patience = self.reply_timeout if patience is None else patience
         deadline = time.monotonic() + patience
-        self.is_busy = True
-        for request in requests:
-            try:
-                self.post(request)
-            except Exception:
-                self.is_busy = request is not requests[0] or not _is_mistaken(request)
-                raise
+        try:
+            self.ask(requests)
+        except Exception:
+            self.is_busy = self._wire.is_owed_a_reply  # what nobody can send has done no harm
+            raise
         replies: list[tuple[_ReplyT, dict[int, int]]] = []
         try:
             while not self.flush_nowait():
@@ -111,12 +109,3 @@ class StoreConnection(Connection[UnixSocket]):
                 haste.end()
                 self.take_in(*received)
                 return
-
-
-def _is_mistaken(request: Message) -> bool:
-    """Whether a request cannot be sent by anybody, so that its failure says nothing about a connection."""
-    try:
-        encode(request)
-    except Exception:
-        return True
-    return False

@@ -10,12 +10,11 @@ When the connection breaks, whoever uses it is told; the next call connects anew
 
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
 from plasmastream._client import (
     AT_ONCE,
@@ -39,8 +38,9 @@ from plasmastream._client import (
     those_asked_for,
     wait_in_milliseconds,
 )
-from plasmastream._errors import StoreConnectionError, StoreFullError
+from plasmastream._errors import StoreConnectionError, StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
+from plasmastream.store._finishing import checkpoint_if_cancelled, finish, finish_in_thread, notice_cancel
 from plasmastream.store._object_store import UnsealedObject
 from plasmastream.store._session import StoreConnection
 from plasmastream.wire.plasma import (
@@ -122,11 +122,11 @@ class StoreClient:
                 data = mapping.readable[spec.data_offset : middle]
                 metadata = mapping.readable[middle : middle + spec.metadata_size]
                 if spec.data_size > _DIGEST_IN_THREAD:
-                    digest = await anyio.to_thread.run_sync(object_digest, data, metadata)
+                    digest = await finish_in_thread(object_digest, data, metadata)
                 else:
                     digest = object_digest(data, metadata)
             reply, _, _ = await self._call(SealRequest(object_id, digest), SealReply, within=session)
-            check(reply.error, f"object {object_id}")
+            await _check(reply.error, f"object {object_id}")
             # Nobody ran between the reply and here, so no get can have missed it.
             session.unsealed.discard(object_id)
             session.take_in((object_id,), (spec,))
@@ -134,6 +134,7 @@ class StoreClient:
 
         unsealed: UnsealedObject | None = None
         try:
+            await notice_cancel()
             data = mapping.writable[spec.data_offset : middle]
             unsealed = UnsealedObject(object_id, data, seal, session.connection.check)
             mapping.writable[middle : middle + spec.metadata_size] = metadata
@@ -145,7 +146,7 @@ class StoreClient:
                 session.give_back(tickets)
                 session.settle()
             else:
-                await self._abort(session, object_id)
+                await finish(self._abort(session, object_id))
 
     async def put(self, data: Buffer, metadata: Buffer = b"", *, object_id: ObjectID | None = None) -> ObjectID:
         """Create, write and seal an object in one call.
@@ -169,7 +170,7 @@ class StoreClient:
             if len(source) <= _DIGEST_IN_THREAD:
                 digest = copy_and_digest(source, unsealed.data, metadata)
             else:
-                digest = await anyio.to_thread.run_sync(copy_and_digest, source, unsealed.data, metadata)
+                digest = await finish_in_thread(copy_and_digest, source, unsealed.data, metadata)
             await unsealed.seal(digest)
         return object_id
 
@@ -220,7 +221,7 @@ class StoreClient:
         found: list[bool] = []
         for first in range(0, len(object_ids), AT_ONCE):
             requests = [ContainsRequest(object_id) for object_id in object_ids[first : first + AT_ONCE]]
-            await anyio.lowlevel.checkpoint_if_cancelled()
+            await checkpoint_if_cancelled()
             async with self._lock:
                 session = await self._open_session()
                 session.settle()
@@ -228,6 +229,7 @@ class StoreClient:
                     replies = await session.connection.call_all(requests, ContainsReply)
                 finally:
                     session.settle()
+            await notice_cancel()
             found += [reply.has_object for reply, _ in replies]
         return found
 
@@ -237,8 +239,7 @@ class StoreClient:
         if not object_ids:
             await anyio.lowlevel.checkpoint()
             return []
-        reply, _, _ = await self._call(DeleteRequest(tuple(object_ids)), DeleteReply)
-        return list(reply.errors)
+        return list((await self._ask(DeleteRequest(tuple(object_ids)), DeleteReply)).errors)
 
     async def list_objects(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectInfo]:
         """Describe objects, also unsealed ones (whose digest is empty): every one where none is named.
@@ -246,13 +247,11 @@ class StoreClient:
         Returns:
             Of those that are there, in the order asked, or in that of their creation.
         """
-        reply, _, _ = await self._call(ListRequest(), ListReply)
-        return those_asked_for(object_ids, reply.objects)
+        return those_asked_for(object_ids, (await self._ask(ListRequest(), ListReply)).objects)
 
     async def evict(self, nbytes: int) -> int:
         """Evict the longest unused objects until `nbytes` bytes are free; returns bytes freed."""
-        reply, _, _ = await self._call(EvictRequest(nbytes), EvictReply)
-        return reply.num_bytes
+        return (await self._ask(EvictRequest(nbytes), EvictReply)).num_bytes
 
     async def inspect(self, object_ids: Sequence[ObjectID] | None = None) -> list[ObjectStatus]:
         """Tell who holds objects, and all else that is known of them: of all where none is named.
@@ -269,9 +268,14 @@ class StoreClient:
         inspection = Inspection(object_ids)
         await anyio.lowlevel.checkpoint()
         while (request := inspection.next_request()) is not None:
-            reply, _, _ = await self._call(request, InspectReply)
-            inspection.take(reply)
+            inspection.take(await self._ask(request, InspectReply))
         return inspection.found
+
+    async def _ask(self, request: Message, kind: type[_ReplyT]) -> _ReplyT:
+        """Send a request whose reply has no consequences here, and wait for it."""
+        reply, _, _ = await self._call(request, kind)
+        await notice_cancel()
+        return reply
 
     async def _call(
         self, request: Message, kind: type[_ReplyT], *, within: Session[StoreConnection] | None = None
@@ -279,14 +283,19 @@ class StoreClient:
         """Send a request, wait for its reply, and say in which session that was.
 
         Where the connection is broken, a new one is made; not `within` a session, whose objects would be unknown there.
+        A cancel of asyncio's own that came meanwhile is put off: whoever calls this draws the consequences of the
+        reply, and then has it raised by `notice_cancel`.
         """
-        await anyio.lowlevel.checkpoint_if_cancelled()
+        await checkpoint_if_cancelled()
         async with self._lock:
             session = within or await self._open_session()
             session.settle()
             try:
                 reply, descriptors = await session.connection.call(request, kind)
                 return reply, descriptors, session
+            except StoreError:
+                await notice_cancel()
+                raise
             finally:
                 session.settle()
 
@@ -335,28 +344,22 @@ class StoreClient:
             reply, descriptors, session = await self._call(request, kind)
             remaining = deadline - anyio.current_time()
             if reply.error is not ErrorCode.OUT_OF_MEMORY or remaining <= 0:
-                check(reply.error, what)
+                await _check(reply.error, what)
                 return reply, descriptors, session
             await anyio.sleep(min(delay, remaining))
             delay = min(2 * delay, RETRY_LAST)
 
     async def _abort(self, session: Session[StoreConnection], object_id: ObjectID) -> None:
-        with anyio.CancelScope(shield=True):  # each call has a deadline of its own
-            try:
-                await self._call(AbortRequest(object_id), AbortReply, within=session)
-            except StoreConnectionError:
-                return  # then the store has aborted it by itself, or was told to
+        with suppress(StoreConnectionError):  # then the store has aborted it by itself, or was told to
+            await self._call(AbortRequest(object_id), AbortReply, within=session)  # which has a deadline of its own
             session.unsealed.discard(object_id)
 
     async def _take_back(self, object_ids: Sequence[ObjectID]) -> None:
-        with anyio.CancelScope(shield=True):
-            try:
-                await self.delete(object_ids)
-            except StoreConnectionError:
-                return  # nobody can tell any more
+        with suppress(StoreConnectionError):  # then nobody can tell any more
+            await finish(self.delete(object_ids))
 
     async def _get_now(self, object_ids: Sequence[ObjectID]) -> Leases[Lease | None]:
-        await anyio.lowlevel.checkpoint_if_cancelled()
+        await checkpoint_if_cancelled()
         async with self._lock:
             session = await self._open_session()
             session.settle()
@@ -370,13 +373,19 @@ class StoreClient:
                     session.take_in(unknown, reply.specs)
                 else:
                     await anyio.lowlevel.checkpoint()
-                return session.leases(object_ids)
+                leases = session.leases(object_ids)
             except BaseException:
                 session.forget_unleased(unknown)
                 raise
             finally:
                 session.give_back(kept)
                 session.settle()
+        try:
+            await notice_cancel()
+        except BaseException:
+            leases.release()
+            raise
+        return leases
 
     async def _wait(
         self, absent: tuple[ObjectID, ...], timeout: float | None, object_ids: Sequence[ObjectID]
@@ -386,12 +395,9 @@ class StoreClient:
         try:
             milliseconds = wait_in_milliseconds(timeout)
             patience = None if milliseconds < 0 else milliseconds / 1000 + waiter.reply_timeout
-            with anyio.fail_after(patience):
-                reply, descriptors = await waiter.exchange(GetRequest(absent, milliseconds), GetReply)
+            reply, descriptors = await waiter.exchange(GetRequest(absent, milliseconds), GetReply, patience)
             close_descriptors(descriptors.values())
             leases = await self._get_now(object_ids)
-        except TimeoutError:
-            raise waiter.fail("does not answer a get") from None
         except BaseException:
             waiter.close()  # the store forgets the get
             raise
@@ -402,8 +408,13 @@ class StoreClient:
         try:
             # When this is answered, the releases have been heard: nobody finds an object held by a get that is over.
             await waiter.call(ConnectRequest(), ConnectReply)
+            await notice_cancel()
         except StoreConnectionError:
             return leases  # the connection is closed, which is a release, too
+        except BaseException:
+            waiter.close()
+            leases.release()
+            raise
         if self._closed:
             waiter.close()
         else:
@@ -443,6 +454,12 @@ class StoreClient:
             session.close()
 
 
+async def _check(error: ErrorCode, what: str) -> None:
+    if error is not ErrorCode.OK:
+        await notice_cancel()
+        check(error, what)
+
+
 @asynccontextmanager
 async def open_store(
     path: str | os.PathLike[str] = DEFAULT_SOCKET,
@@ -468,6 +485,7 @@ async def open_store(
     try:
         async with client._lock:
             await client._open_session()
+        await notice_cancel()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(client._send_the_rest)
             try:

@@ -15,6 +15,7 @@ from plasmastream._client import Leases as Leases
 from plasmastream._client import NewObject as NewObject
 from plasmastream._client import Unsealed
 from plasmastream._object_id import ObjectID
+from plasmastream.store._finishing import notice_cancel
 from plasmastream.wire.plasma import ErrorCode, ObjectInfo, ObjectStatus
 
 
@@ -51,6 +52,7 @@ class UnsealedObject(Unsealed):
         await self._seal(digest)
         self.is_sealed = True
         self.forget_data()
+        await notice_cancel()  # which may have been put off until the store had answered
 
 
 class ObjectStore(Protocol):

@@ -1,8 +1,9 @@
 """One connection to a store, waited for on Trio or asyncio."""
 
+import asyncio
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Self, TypeVar
 
@@ -11,6 +12,7 @@ import anyio.lowlevel
 
 from plasmastream._client import RETRY_FIRST, RETRY_LAST, Connection, connect, no_store_answers
 from plasmastream._errors import StoreConnectionError
+from plasmastream.store._finishing import put_off
 from plasmastream.store._transport import UnixTransport
 from plasmastream.wire.plasma import Message
 
@@ -63,15 +65,24 @@ class StoreConnection(Connection[UnixTransport]):
         return reply
 
     async def call_all(self, requests: Sequence[Message], kind: type[_ReplyT]) -> list[tuple[_ReplyT, dict[int, int]]]:
-        """As `call`, for a few small requests that are sent together."""
+        """As `call`, for a few small requests that are sent together.
+
+        No shield keeps asyncio's own cancel away: it is put off until the replies are there, see `notice_cancel`.
+        """
+        waiting = partial(anyio.fail_after, self.reply_timeout, shield=True)
         try:
-            return await self._exchange(requests, kind, partial(anyio.fail_after, self.reply_timeout, shield=True))
+            return await self._exchange(requests, kind, waiting, is_shielded=True)
         except TimeoutError:
             raise self.fail(f"did not answer within {self.reply_timeout:g} s") from None
 
-    async def exchange(self, request: Message, kind: type[_ReplyT]) -> tuple[_ReplyT, dict[int, int]]:
-        """As `call`, without shield and deadline: after a cancel the connection is of no use any more."""
-        (reply,) = await self._exchange((request,), kind, nullcontext)
+    async def exchange(
+        self, request: Message, kind: type[_ReplyT], patience: float | None
+    ) -> tuple[_ReplyT, dict[int, int]]:
+        """As `call`, without shield, for `patience` seconds: after a cancel the connection is of no use any more."""
+        try:
+            (reply,) = await self._exchange((request,), kind, partial(anyio.fail_after, patience), is_shielded=False)
+        except TimeoutError:
+            raise self.fail("does not answer a get") from None
         return reply
 
     async def _exchange(
@@ -79,20 +90,31 @@ class StoreConnection(Connection[UnixTransport]):
         requests: Sequence[Message],
         kind: type[_ReplyT],
         waiting: Callable[[], AbstractContextManager[object]],
+        *,
+        is_shielded: bool,
     ) -> list[tuple[_ReplyT, dict[int, int]]]:
-        """Ask, and look for the replies; where they take longer, wait for them within a context of that kind."""
+        """Ask, and look for the replies; where they take longer, wait for them within a context of that kind.
+
+        Whatever ends this before all replies are taken ends the connection: the next reply would be somebody else's.
+        """
         replies: list[tuple[_ReplyT, dict[int, int]]] = []
+        caught: asyncio.CancelledError | None = None
         try:
-            self._ask(requests)
-            if self._transport.flush_nowait() and (received := await self._transport.look(self._wire.get_buffer())):
-                self.take_in(*received)
-                replies += self.take_replies(kind, len(requests) - len(replies))
-            if len(replies) < len(requests):
-                with waiting():
-                    await self._transport.flush()
-                    while len(replies) < len(requests):
-                        self.take_in(*await self._transport.receive(self._wire.get_buffer()))
+            self.ask(requests)
+            while len(replies) < len(requests):
+                try:
+                    if self._transport.flush_nowait() and (
+                        received := await self._transport.look(self._wire.get_buffer())
+                    ):
+                        self.take_in(*received)
                         replies += self.take_replies(kind, len(requests) - len(replies))
+                    if len(replies) < len(requests):
+                        with waiting():
+                            await self._receive(requests, kind, replies)
+                except asyncio.CancelledError as cancel:  # which loses nothing of what was sent or has come
+                    if not is_shielded:
+                        raise
+                    caught = cancel
             return replies
         except anyio.ClosedResourceError:
             raise self.fail("is not waited for any more") from None  # `close` has said why
@@ -100,18 +122,22 @@ class StoreConnection(Connection[UnixTransport]):
             raise
         except OSError as error:
             raise self.fail_by(error) from error
+        except BaseException as error:
+            if self._wire.is_owed_a_reply or not isinstance(error, Exception):
+                self.fail_interrupted(error)
+            raise
         finally:
             self.is_busy = False
+            if caught is not None:
+                put_off(caught)
 
-    def _ask(self, requests: Sequence[Message]) -> None:
-        self.is_busy = True
-        for request in requests:
-            try:
-                self.post(request)
-            except Exception:
-                if request is not requests[0]:
-                    self.fail("was asked for what cannot be sent")
-                raise
+    async def _receive(
+        self, requests: Sequence[Message], kind: type[_ReplyT], replies: list[tuple[_ReplyT, dict[int, int]]]
+    ) -> None:
+        await self._transport.flush()
+        while len(replies) < len(requests):
+            self.take_in(*await self._transport.receive(self._wire.get_buffer()))
+            replies += self.take_replies(kind, len(requests) - len(replies))
 
     async def flush(self) -> None:
         """Send all that is queued; a store that does not read in time is given up. Nobody else may use it meanwhile."""

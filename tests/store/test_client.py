@@ -7,7 +7,8 @@ import gc
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 from weakref import WeakSet
@@ -557,10 +558,13 @@ async def test_a_waiting_get_gives_up_after_its_timeout_and_the_replys(
     async with client_of_a_store(path) as (client, _):
         connections = session_module.StoreConnection
 
-        async def never(self: object, request: object, kind: object) -> None:
-            await trio.sleep_forever()
+        async def never(
+            _: object, asked: object, kind: object, waiting: partial[AbstractContextManager[None]], **how: bool
+        ) -> None:
+            with waiting():
+                await trio.sleep_forever()
 
-        monkeypatch.setattr(connections, "exchange", never)
+        monkeypatch.setattr(connections, "_exchange", never)
         monkeypatch.setattr(client, "_get_now", lambda ids: answer(Leases([None for _ in ids])))
         start = trio.current_time()
         with pytest.raises(StoreConnectionError, match="does not answer a get"):

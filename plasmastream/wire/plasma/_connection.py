@@ -385,16 +385,22 @@ class ClientConnection(_Connection[D]):
             raise LocalProtocolError(f"the store has not announced that it understands a {request.type.name}")
         if (request.type is m.MessageType.SUBSCRIBE_REQUEST) != (descriptor is not None):
             raise LocalProtocolError("a descriptor goes with a SUBSCRIBE_REQUEST, and with nothing else")
-        self._outgoing.append(Outgoing(encode(request)))
+        frame = encode(request)
+        if REPLY_TO[request.type] is not None:
+            self._requests.append(request)  # first: who is interrupted here finds a reply due, and not one too many
+        self._outgoing.append(Outgoing(frame))
         if descriptor is not None:
             self._outgoing.append(Outgoing(_DESCRIPTOR_BYTE, descriptor))
-        if REPLY_TO[request.type] is not None:
-            self._requests.append(request)
 
     def is_understood(self, request: m.Message | type[m.Message]) -> bool:
         """Whether the store knows a request, or a kind of them: one of ours, only when its `ConnectReply` said so."""
         extension = EXTENSION_OF.get(request.type)
         return extension is None or extension in m.Extension(self._extensions)
+
+    @property
+    def is_owed_a_reply(self) -> bool:
+        """Whether something was asked, the answer to which was not taken yet."""
+        return bool(self._requests)
 
     def next_event(self) -> Reply[D] | Signal:
         """Return the reply with all its descriptors, or `NEED_DATA`, or `CONNECTION_CLOSED`.
