@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 async def checkpoint_if_cancelled() -> None:
     """Raise what cancels this task, if anything does, also where that is asyncio's own; others seldom run."""
-    if trio.lowlevel.in_trio_run():
+    if trio.lowlevel.in_trio_task():
         await trio.lowlevel.checkpoint_if_cancelled()
     else:
         await anyio.lowlevel.checkpoint_if_cancelled()
@@ -28,7 +28,7 @@ async def checkpoint_if_cancelled() -> None:
 
 async def notice_cancel() -> None:
     """Raise a cancel of asyncio's own that was put off; any other waits for the next checkpoint."""
-    if not trio.lowlevel.in_trio_run():
+    if not trio.lowlevel.in_trio_task():
         await _notice_cancel()
 
 
@@ -49,7 +49,7 @@ def put_off(cancel: asyncio.CancelledError) -> None:
 
 async def finish(work: Coroutine[Any, Any, _T]) -> _T:
     """Do something to its end; a cancel is noticed after that."""
-    if trio.lowlevel.in_trio_run():
+    if trio.lowlevel.in_trio_task():
         with anyio.CancelScope(shield=True):
             return await work
     return await _finish(asyncio.ensure_future(work))
@@ -57,7 +57,7 @@ async def finish(work: Coroutine[Any, Any, _T]) -> _T:
 
 async def finish_in_thread(function: Callable[..., _T], *arguments: object) -> _T:
     """As `finish`, for a function that runs in a thread: nobody may take the memory away that it uses."""
-    if trio.lowlevel.in_trio_run():
+    if trio.lowlevel.in_trio_task():
         return await anyio.to_thread.run_sync(partial(function, *arguments))
     # No task, which would be cancelled with all others when the loop ends.
     return await _finish(asyncio.get_running_loop().run_in_executor(None, partial(function, *arguments)))
