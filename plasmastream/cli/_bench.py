@@ -242,7 +242,7 @@ async def _leave(server: Address, peer: PeerClient, gauge: Gauge, before: set[Ob
     ):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_heed, signals, scope, server, gauge, "Ctrl-C again" if is_interrupted else "Ctrl-C")
-            with suppress(PlasmastreamError):  # then the peer is gone, of which the work has died if it was under way
+            with suppress(PlasmastreamError):  # the peer is gone: `remaining` tells what that means
                 await gauge.clear()
                 gone = len(before - await _sealed_at(peer)) if before else 0
                 if gone:
@@ -307,6 +307,7 @@ async def _measure_all(gauge: Gauge, found: Findings, max_size: int, seconds: fl
                 found.rates.append(await gauge.measure(size, seconds, partial(_show_share, show, label, done)))
             except NoRoomError as error:
                 complain("plasmastream", f"{label} and more are left out: {error}")
+                await gauge.clear()
                 return
 
 
