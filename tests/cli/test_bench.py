@@ -144,6 +144,7 @@ def test_a_store_with_room_for_few_of_them() -> None:
         assert trio.run(objects_at, there.socket) == []
 
 
+@pytest.mark.usefixtures("however_long")
 def test_what_it_costs_in_a_full_store() -> None:
     async def fill(socket: str) -> None:
         async with open_store(socket) as store:
@@ -153,7 +154,7 @@ def test_what_it_costs_in_a_full_store() -> None:
     with short_directory() as directory, node(directory / "s", memory="4MiB") as there:
         trio.run(fill, there.socket)
         before = set(trio.run(objects_at, there.socket))
-        result = run("bench", there.address, "--max-size", "1MiB", "--seconds", "0.03")
+        result = run_here("bench", there.address, "--max-size", "1MiB", "--seconds", "0.03")
         after = set(trio.run(objects_at, there.socket))
         assert after < before
         gone = f"{len(before - after)} of the {len(before)} objects that were there before are gone: evicted, if"
@@ -229,7 +230,7 @@ def test_the_peer_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         result.fails(3, there.address)
         assert f"waiting for {there.address}: nothing has moved" in result.waits
         cause, stayed = result.err.split("; of what was measured with, ")
-        assert "for 3 s" in cause
+        assert re.search(" sent (nothing|too little) for ", cause)
         assert re.fullmatch(r"\d+ objects? may have stayed there\n", stayed)
         assert not AN_ID.search(cause)
         found = json.loads(result.text)
