@@ -5,97 +5,51 @@ here that nobody else sees, and takes them, whereupon they are gone there. So al
 Each size has a round that does not count, and then as many as its time allows; a figure is what most of them took.
 
 At no moment are there more bytes in the other's store than the largest object has, and of several objects at most
-`_BATCH`. What breaks off, by Ctrl-C as by an error, is followed by `Gauge.clear`.
+`_BATCH`; fewer where the store has not room for so many. What breaks off, by Ctrl-C as by an error, is followed by
+`_leave`: it clears, and says what could not be cleared, and what was there before and is gone.
 """
 
-import json
+import math
 import mmap
 import os
-import statistics
+import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
-import attrs
 import trio
 
 from plasmastream._errors import PeerError, PlasmastreamError
 from plasmastream._interruption import interruptible
 from plasmastream._object_id import ObjectID
-from plasmastream._progress import in_words, show_steps
+from plasmastream._progress import show_steps
+from plasmastream.cli._bench_found import LARGE, WAYS, Findings, Row, in_units
 from plasmastream.cli._peer import NO_ANSWER, asking
 from plasmastream.cli._run import ExitStatus, complain
-from plasmastream.cli._types import Address, show_size
-from plasmastream.peer import Outcome, PeerClient, PeerTimeouts, Result, TransferKind
+from plasmastream.cli._types import Address
+from plasmastream.cli._waits import watching
+from plasmastream.peer import Outcome, PeerClient, PeerTimeouts, Result, TransferKind, describe_outcome
 from plasmastream.store import EmbeddedStore, NewObject
-
-WAYS = {
-    "put": "from memory here into the store there",
-    "copy": "from there into a store here",
-    "one connection": "copy, over one connection",
-    "no checksums": "the same in version 1 of the protocol, which has none, and connects anew each time",
-    "take": "copy, and delete there",
-}
 
 _SMALL = 100
 _SIZES = (1, 1 << 10, 64 << 10, 1 << 20, 16 << 20, 256 << 20, 1 << 30, 4 << 30, 16 << 30)
-_LARGE = 64 << 10  # from here on bytes count, rather than objects
 _BATCH = 16 << 20
 _MOST_OBJECTS = 10_000
 _TRIAL, _MOST_TRIED = 1 << 20, 64
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 1000
 _NO_ROOM = (Outcome.TOO_LARGE, Outcome.NO_ROOM, Outcome.NOT_FOUND)  # the last where others have had it evicted
-_ROOM = 1 << 20  # for what a store rounds up
-_PATIENCE = 5.0
+_NO_ANSWER = NO_ANSWER | {Outcome.NOT_DROPPED}  # of a TAKE whose end the peer does not confirm
+_LEAST_MEMORY, _ROOM = 1 << 20, 1 << 20  # the second for what a store rounds up
+_TIMEOUTS = PeerTimeouts(retry=2.0)  # which is also how long a store waits for room that never comes
 _CLEAR_WITHIN, _CLEARINGS = 20.0, 3
+_QUIET = 1.0  # seconds in which clearing needs no word, and a second signal may be an echo of the first
 
 _Report = Callable[[float], None]
 
 
 class NoRoomError(PlasmastreamError):
-    """The store there does not take objects of this size."""
-
-
-@attrs.frozen
-class Row:
-    """How long rounds with so many objects of so many bytes took, in seconds, by way."""
-
-    size: int
-    objects: int
-    samples: Mapping[str, Sequence[float]]
-
-    def median(self, way: str) -> float:
-        """Seconds of a round."""
-        return statistics.median(self.samples[way])
-
-    def spread(self, way: str) -> float:
-        """The distance of the quartiles, as a share of the median."""
-        low, median, high = statistics.quantiles(self.samples[way], n=4, method="inclusive")
-        return (high - low) / median
-
-    def late(self, way: str) -> float:
-        """Seconds that one round in a hundred exceeds."""
-        return statistics.quantiles(self.samples[way], n=100, method="inclusive")[-1]
-
-    @property
-    def seconds_a_byte(self) -> float:
-        """Of the slowest way."""
-        return max(map(self.median, WAYS)) / (self.objects * self.size)
-
-    def as_dict(self) -> dict[str, object]:
-        """For programs: times in seconds."""
-        ways = {
-            way.replace(" ", "_"): {
-                "median": self.median(way),
-                "quartile_distance": self.spread(way) * self.median(way),
-                "percentile_99": self.late(way),
-                "objects_per_second": self.objects / self.median(way),
-                "bytes_per_second": self.objects * self.size / self.median(way),
-            }
-            for way in WAYS
-        }
-        return {"size": self.size, "objects": self.objects, "rounds": len(self.samples["put"]), "seconds": ways}
+    """The store there does not take objects of this size, not even one."""
 
 
 class Gauge:
@@ -104,26 +58,46 @@ class Gauge:
     Args:
         peer: the other machine.
         old_peer: the same, in version 1 of the protocol.
-        store: where objects go here.
-        content: what they are made of; nor is there ever more of it there at once.
+        most_bytes: of the largest object; nor is there ever more of objects there at once.
     """
 
-    def __init__(self, peer: PeerClient, old_peer: PeerClient, store: EmbeddedStore, content: memoryview) -> None:
+    def __init__(self, peer: PeerClient, old_peer: PeerClient, most_bytes: int) -> None:
         self._peer = peer
         self._old_peer = old_peer
-        self._store = store
-        self._content = content
+        self._most_bytes = most_bytes
+        self._content = memoryview(b"")
+        self._store = EmbeddedStore(_ROOM)
         self._there: list[ObjectID] = []
+        self._moved: Callable[[], None] = lambda: None
+
+    @property
+    def remaining(self) -> int:
+        """How many objects there may be there now that are ours."""
+        return len(self._there)
 
     async def measure(self, size: int, seconds: float, report: _Report, most_objects: int = _MOST_OBJECTS) -> Row:
         """Measure with objects of `size` bytes for about so many seconds; `report` is told which share of it is over.
 
         Raises:
             NoRoomError: the store there does not take them.
+            StoreFullError: this machine has not so much memory.
             PlasmastreamError: something became of an object that should not.
             PeerError: the peer is gone.
         """
-        most = max(1, min(most_objects, min(_BATCH, len(self._content) // 4) // size))
+        most = max(1, min(most_objects, min(_BATCH, self._most_bytes // 4) // size))
+        await self._have_memory(most * size)
+        async with watching(self._peer) as watch:
+            self._moved = watch.moved
+            while True:
+                try:
+                    return await self._measure(size, seconds, report, most)
+                except NoRoomError:
+                    if self.remaining == 1:
+                        raise
+                    most = self.remaining // 2
+                    await self.clear()
+
+    async def _measure(self, size: int, seconds: float, report: _Report, most: int) -> Row:
         tried = max(1, min(most, _TRIAL // size, _MOST_TRIED))
         trial = sum((await self._round(size, tried)).values())
         count = max(1, min(most, int(tried * seconds / _FEWEST_ROUNDS / trial)))
@@ -138,92 +112,163 @@ class Gauge:
             report(min(1.0, (time.perf_counter() - began) / seconds))
         return Row(size, count, {way: [taken[way] for taken in rounds] for way in WAYS})
 
+    async def _have_memory(self, nbytes: int) -> None:
+        if nbytes > len(self._content):
+            self.close()
+            self._content = memoryview(b"")  # the old memory goes before there is new
+            nbytes = max(nbytes, _LEAST_MEMORY)
+            self._store, self._content = await trio.to_thread.run_sync(_allocate, nbytes, abandon_on_cancel=True)
+
     async def _round(self, size: int, count: int) -> Mapping[str, float]:
         new = [
             NewObject(ObjectID.random(), self._content[at * size : (at + 1) * size]) for at in range(count)
         ]
         self._there = ids = [made.object_id for made in new]
-        copy, take, store = TransferKind.COPY, TransferKind.TAKE, self._store
+        copy, take = TransferKind.COPY, TransferKind.TAKE
+        report = self._report
+        fetch = partial(self._peer.fetch, object_ids=ids, store=self._store, on_progress=report)
         taken = {
-            "put": await self._time(self._peer.put(new)),
-            "copy": await self._time(self._peer.fetch(copy, ids, store)),
-            "one connection": await self._time(self._peer.fetch(copy, ids, store, max_bytes=1)),
-            "no checksums": await self._time(self._old_peer.fetch(copy, ids, store)),
-            "take": await self._time(self._peer.fetch(take, ids, store)),
+            "put": await self._time(size, self._peer.put(new, on_progress=report)),
+            "copy": await self._time(size, fetch(copy)),
+            "one connection": await self._time(size, fetch(copy, max_bytes=1)),
+            "no checksums": await self._time(
+                size, self._old_peer.fetch(copy, ids, self._store, on_progress=report)
+            ),
+            "take": await self._time(size, fetch(take)),
         }
         self._there = []
         return taken
 
-    async def _time(self, transfer: Awaitable[Sequence[Result]]) -> float:
+    def _report(self, objects: int, nbytes: int) -> None:
+        self._moved()
+
+    async def _time(self, size: int, transfer: Awaitable[Sequence[Result]]) -> float:
         """Seconds that a transfer took; what it brought here is deleted thereafter."""
         began = time.perf_counter()
         results = await transfer
         seconds = time.perf_counter() - began
+        self._moved()
         await self._store.delete(self._there)
         for result in results:
-            if result.outcome in _NO_ROOM:
-                raise NoRoomError(f"{self._peer}: {result}")
             if not result.is_success:
-                raise (PeerError if result.outcome in NO_ANSWER else PlasmastreamError)(f"{self._peer}: {result}")
+                raise self._error(size, result)
         return seconds
 
+    def _error(self, size: int, result: Result) -> PlasmastreamError:
+        """In words that have none of the ids, which nobody has ever named."""
+        words = result.reason or describe_outcome(result.outcome)
+        one = f"an object of {in_units(size)}"
+        words = words.replace(f"object {result.object_id}", one).rpartition("take it again; ")[2]
+        if result.outcome == Outcome.NOT_FOUND:
+            words = "what is put there is evicted at once"
+        if result.outcome in _NO_ROOM:
+            return NoRoomError(f"the store of {self._peer} has no room for {one}: {words}")
+        if str(self._peer) not in words:
+            words = f"{self._peer}: {words}"
+        return (PeerError if result.outcome in _NO_ANSWER else PlasmastreamError)(words)
+
     async def clear(self) -> None:
-        """See that nothing stays there of a round that broke off.
+        """See that nothing stays there of a round that broke off; `remaining` tells what may have.
 
         What is half there, or still on its way, gives way to an empty object of the same id, which is then taken.
 
         Raises:
-            PlasmastreamError: something may have stayed.
+            PeerError: the peer is gone.
         """
-        ids, self._there = self._there, []
-        if not ids:
-            return
-        left: Sequence[object] = ids
-        with trio.move_on_after(_CLEAR_WITHIN) as scope:
-            scope.shield = True
-            for _ in range(_CLEARINGS):
-                await self._store.delete(ids)
-                await self._peer.put([NewObject(object_id, b"") for object_id in ids])
-                await self._peer.fetch(TransferKind.TAKE, ids, self._store)
-                left = await self._peer.stat(ids)
-                if not left:
-                    return
-        raise PlasmastreamError(f"{self._peer}: of what was measured with, {len(left):,} may have stayed there")
+        for _ in range(_CLEARINGS):
+            if not self._there:
+                return
+            await self._store.delete(self._there)
+            await self._peer.put([NewObject(object_id, b"") for object_id in self._there])
+            await self._peer.fetch(TransferKind.TAKE, self._there, self._store)
+            self._there = [info.object_id for info in await self._peer.stat(self._there)]
+
+    def close(self) -> None:
+        """Give back the memory."""
+        self._store.close()
+
+
+def _allocate(nbytes: int) -> tuple[EmbeddedStore, memoryview]:
+    store = EmbeddedStore(nbytes + _ROOM)
+    content = memoryview(mmap.mmap(-1, nbytes))
+    piece = os.urandom(min(nbytes, 1 << 20))
+    for at in range(0, nbytes, len(piece)):
+        content[at : at + len(piece)] = piece[: nbytes - at]
+    return store, content
 
 
 @asynccontextmanager
 async def open_gauge(server: Address, most_bytes: int) -> AsyncIterator[Gauge]:
-    """Measure with objects of up to `most_bytes`, and leave nothing behind.
+    """Measure with objects of up to `most_bytes`, and leave nothing behind; say what that has cost, and what failed.
 
     Raises:
-        StoreFullError: this machine has not so much memory.
-        PlasmastreamError: the peer speaks version 1 alone; or something may have stayed there.
+        PlasmastreamError: the peer speaks version 1 alone.
     """
-    timeouts = PeerTimeouts(retry=_PATIENCE)
-    old_peer = PeerClient(server.host, server.port, timeouts=timeouts, version=1)
-    async with asking(server, timeouts) as peer:
-        await peer.connect()
-        store, content = await trio.to_thread.run_sync(_allocate, most_bytes, abandon_on_cancel=True)
-        gauge = Gauge(peer, old_peer, store, content)
+    old_peer = PeerClient(server.host, server.port, timeouts=_TIMEOUTS, version=1)
+    async with asking(server, _TIMEOUTS) as peer:
+        async with watching(server):
+            await peer.connect()
+            before = await _sealed_at(peer)
+        gauge, cause = Gauge(peer, old_peer, most_bytes), None
         try:
             yield gauge
+        except PlasmastreamError as error:
+            cause = error
+            raise
         finally:
-            await gauge.clear()
+            await _leave(server, peer, gauge, before)
+            if gauge.remaining:
+                objects = f"{gauge.remaining:,} object{'s' if gauge.remaining > 1 else ''}"
+                stayed = f"of what was measured with, {objects} may have stayed there"
+                if cause is None:
+                    complain("plasmastream", f"{server}: {stayed}")
+                else:
+                    cause.args = (f"{cause}; {stayed}",)  # the same error otherwise
+            gauge.close()
             await old_peer.aclose()
-            store.close()
 
 
-def _allocate(most_bytes: int) -> tuple[EmbeddedStore, memoryview]:
-    store = EmbeddedStore(most_bytes + _ROOM)
-    content = memoryview(mmap.mmap(-1, most_bytes))
-    piece = os.urandom(min(most_bytes, 1 << 20))
-    for at in range(0, most_bytes, len(piece)):
-        content[at : at + len(piece)] = piece[: most_bytes - at]
-    return store, content
+async def _sealed_at(peer: PeerClient) -> set[ObjectID]:
+    """What can be evicted there."""
+    return {info.object_id for info in await peer.list_objects() if info.construct_duration >= 0}
+
+
+async def _leave(server: Address, peer: PeerClient, gauge: Gauge, before: set[ObjectID]) -> None:
+    """Clear, and say what was there before and is gone: as long as the peer answers, and nobody wants to end it."""
+    is_interrupted = trio.current_effective_deadline() == -math.inf
+    with (
+        trio.move_on_after(_CLEAR_WITHIN, shield=True) as scope,
+        trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_heed, signals, scope, server, gauge, "Ctrl-C again" if is_interrupted else "Ctrl-C")
+            with suppress(PlasmastreamError):  # the peer is gone: `remaining` tells what that means
+                await gauge.clear()
+                gone = len(before - await _sealed_at(peer)) if before else 0
+                if gone:
+                    were = "was there before is" if gone == 1 else "were there before are"
+                    objects = f"{gone:,} of the {len(before):,} objects that {were} gone"
+                    complain("plasmastream", f"{server}: {objects}: evicted, if the store was full")
+            nursery.cancel_scope.cancel()
+
+
+async def _heed(
+    signals: AsyncIterable[int], scope: trio.CancelScope, server: Address, gauge: Gauge, how: str
+) -> None:
+    """Say what is waited for, and let a signal end it, though not in the first moments."""
+    await trio.sleep(_QUIET)
+    if gauge.remaining:
+        complain("plasmastream", f"waiting for {server} to clear what was measured with; {how} leaves it there")
+    else:
+        complain("plasmastream", f"waiting for {server} to list what it has; {how} ends that")
+    async for _ in signals:
+        scope.cancel()
 
 
 async def run_bench(server: Address, *, max_size: int, seconds: float, as_json: bool) -> int:
-    """Measure, and print tables or JSON; what could not be measured is said on standard error.
+    """Measure, and print tables or JSON, also of what was measured before it broke off.
+
+    What could not be measured is said on standard error.
 
     Args:
         server: the peer.
@@ -234,68 +279,37 @@ async def run_bench(server: Address, *, max_size: int, seconds: float, as_json: 
     Returns:
         The exit status.
     """
-    sizes = sorted({size for size in _SIZES if size < max_size} | {max_size})
+    found = Findings(server)
     async with interruptible(), open_gauge(server, max_size) as gauge:
-        with show_steps(f"Measuring to {server.host}", 1 + len(sizes)) as show:
-            small = min(_SMALL, max_size)
-            latency = await gauge.measure(small, seconds, lambda share: show("latency", share), most_objects=1)
-            rates = await _rates(gauge, sizes, seconds, show)
-    print(_in_json(server, latency, rates) if as_json else "\n".join(_in_tables(server, latency, rates)))
+        try:
+            await _measure_all(gauge, found, max_size, seconds)
+        finally:
+            for line in [found.in_json()] if as_json else found.in_tables():
+                print(line, flush=True)
     return ExitStatus.DONE
 
 
-async def _rates(
-    gauge: Gauge, sizes: Sequence[int], seconds: float, show: Callable[[str, float], None]
-) -> list[Row]:
-    rows: list[Row] = []
-    for done, size in enumerate(sizes, start=1):
-        label = _in_units(size)
-        expected = size * rows[-1].seconds_a_byte if rows and rows[-1].size >= _LARGE else 0.0
-        show(label, done)
-        if expected > seconds:
-            complain("plasmastream", f"{label} and more are left out: an object would take about {expected:.3g} s")
-            break
-        try:
-            rows.append(await gauge.measure(size, seconds, partial(_show_share, show, label, done)))
-        except NoRoomError as error:
-            complain("plasmastream", f"{label} and more are left out: {error}")
-            await gauge.clear()
-            break
-    return rows
+async def _measure_all(gauge: Gauge, found: Findings, max_size: int, seconds: float) -> None:
+    sizes = sorted({size for size in _SIZES if size < max_size} | {max_size})
+    with show_steps(f"Measuring to {found.server.host}", 1 + len(sizes)) as show:
+        small = min(_SMALL, max_size)
+        found.latency = await gauge.measure(small, seconds, lambda share: show("latency", share), most_objects=1)
+        for done, size in enumerate(sizes, start=1):
+            label = in_units(size)
+            show(label, done)
+            last = found.rates[-1] if found.rates else None
+            expected = size * last.seconds_a_byte if last and last.size >= LARGE else 0.0
+            if expected > seconds:
+                reason = f"an object would take about {expected:.3g} s"
+                complain("plasmastream", f"{label} and more are left out: {reason}")
+                return
+            try:
+                found.rates.append(await gauge.measure(size, seconds, partial(_show_share, show, label, done)))
+            except NoRoomError as error:
+                complain("plasmastream", f"{label} and more are left out: {error}")
+                await gauge.clear()
+                return
 
 
 def _show_share(show: Callable[[str, float], None], label: str, done: int, share: float) -> None:
     show(label, done + share)
-
-
-def _in_json(server: Address, latency: Row, rates: Iterable[Row]) -> str:
-    found = {"peer": str(server), "latency": latency.as_dict(), "rates": [row.as_dict() for row in rates]}
-    return json.dumps(found, indent=2)
-
-
-def _in_tables(server: Address, latency: Row, rates: Sequence[Row]) -> Iterator[str]:
-    yield f"Between here and {server}: medians, and how far the quartiles are apart"
-    yield from (f"    {way}: {meaning}" for way, meaning in WAYS.items())
-    yield ""
-    yield _line(f"one object of {_in_units(latency.size)}", WAYS)
-    yield _line("    median", (f"{latency.median(way) * 1e3:.3g} ms" for way in WAYS))
-    yield _line("    99 % are below", (f"{latency.late(way) * 1e3:.3g} ms" for way in WAYS))
-    yield ""
-    yield _line("many, or large ones", WAYS)
-    for row in rates:
-        yield _line(f"{row.objects:>10,} x {_in_units(row.size)}", (_rate(row, way) for way in WAYS))
-
-
-def _line(head: str, cells: Iterable[str]) -> str:
-    return f"{head:24}" + "".join(f"{cell:>18}" for cell in cells)
-
-
-def _rate(row: Row, way: str) -> str:
-    rate = row.objects / row.median(way)
-    amount = f"{rate:,.0f}" if row.size < _LARGE else in_words(rate * row.size)
-    return f"{amount}/s {row.spread(way):4.0%}"
-
-
-def _in_units(size: int) -> str:
-    shown = show_size(size)
-    return f"{shown} B" if shown.isdigit() else shown

@@ -6,7 +6,7 @@ from cyclopts import Parameter
 
 from plasmastream.cli._types import Flag, PositiveSeconds, Server, Size
 
-_MAX_SIZE = 256 << 20
+_MAX_SIZE = 16 << 20  # which few stores lack, however full
 
 
 async def bench(
@@ -19,16 +19,17 @@ async def bench(
 ) -> int:
     """Measure how fast objects go from here to another machine, and back; see the first lines of what is printed.
 
-    Objects of random ids are put into the store there, and are gone in the end, also after Ctrl-C. No store is needed
-    here, but memory for twice the largest object.
+    Objects of random ids are put into the store there, and are gone in the end, also after Ctrl-C. A full store there
+    evicts for them what was not used for longest; how much that was is said in the end. No store is needed here, but
+    memory for twice the largest object.
 
     Parameters
     ----------
     server
         The server beside the other's store.
     max_size
-        The largest object: 256MiB, or bytes. Never are more than that in the other's store, which makes room as for any
-        objects: when it is full, what was not used for longest is evicted.
+        The largest object: 256MiB, or bytes. Never are more than that in the other's store at once, and where
+        that is full, about so much is evicted.
     seconds
         How long each size may take, about. Sizes of which a single object would take longer are left out.
     as_json

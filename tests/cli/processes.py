@@ -132,9 +132,9 @@ class Running:
 
     @property
     def err(self) -> str:
-        """What it has written to its standard error."""
-        self._log.seek(0)
-        return self._log.read().decode()
+        """What it has written to its standard error so far."""
+        log = self._log.fileno()
+        return os.pread(log, os.fstat(log).st_size, 0).decode()  # seek() would move where it goes on to write
 
     def wait_for(self, words: str, timeout: float = 20) -> str:
         """Wait for a line of standard output with these words in it; return the line."""
