@@ -130,9 +130,9 @@ class Connection(Generic[_SocketT]):
         self.close()
         return StoreConnectionError(self.broken)
 
-    def fail_interrupted(self, error: BaseException) -> None:
-        """As `fail`, for what interrupts a request: nobody could tell whose the next reply is."""
-        self.fail(f"was left in the midst of a request, by a {type(error).__name__}")
+    def fail_interrupted(self, error: BaseException, what: str = "a request") -> None:
+        """As `fail`, for what interrupts a request, or `what` else: nobody could tell whose the next reply is."""
+        self.fail(f"was left in the midst of {what}, by a {type(error).__name__}")
 
     def fail_by(self, error: OSError) -> StoreConnectionError:
         """As `fail`, for what the kernel said."""

@@ -188,7 +188,7 @@ class Session(Generic[_ConnectionT]):
             if not self.connection.flush_nowait():
                 self._on_unsent()
         except BaseException as error:
-            self.connection.fail(f"was left in the midst of a release, by a {type(error).__name__}")
+            self.connection.fail_interrupted(error, "a release")
             raise
 
     def map(self, indices: Sequence[int], sizes: Sequence[int], descriptors: dict[int, int]) -> None:

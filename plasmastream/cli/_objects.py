@@ -92,16 +92,14 @@ async def get_object(object_id: ObjectID, output: str, timeout: float, path: str
 
 
 def write_output(output: str, data: memoryview) -> None:
-    """Write a file whole; `-` is standard output."""
-    if output == STANDARD:
-        try:
-            # A writer of our own: that of `sys.stdout` may be unbuffered, and then writes only part of it.
-            with open(sys.stdout.fileno(), "wb", closefd=False) as stdout:
-                stdout.write(data)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, "standard output") from error
-    else:
-        Path(output).write_bytes(data)
+    """Write a file whole; `-` is standard output. Errors name it, as a disk that is full would not."""
+    is_standard = output == STANDARD
+    try:
+        # A writer of our own: that of `sys.stdout` may be unbuffered, and then writes only part of it.
+        with open(sys.stdout.fileno() if is_standard else output, "wb", closefd=not is_standard) as file:
+            file.write(data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output" if is_standard else output) from error
 
 
 async def remove_objects(object_ids: Sequence[ObjectID], path: str) -> int:

@@ -90,7 +90,7 @@ class Admission:
 
 @attrs.frozen
 class _Place:
-    """See `Admission.admit`."""
+    """See `Admission.admit`. A generator for it would take longer than the rest of a small request's admission."""
 
     admission: Admission
     peer: str

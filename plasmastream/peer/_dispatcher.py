@@ -74,20 +74,20 @@ class Claims:
 
 @attrs.frozen
 class _Claim:
-    claimed: dict[ObjectID, trio.Event]
-    object_ids: Sequence[ObjectID]
+    _claimed: dict[ObjectID, trio.Event]
+    _object_ids: Sequence[ObjectID]
+    _over: trio.Event = attrs.Factory(trio.Event)
 
     def __enter__(self) -> None:
-        over = trio.Event()
-        for object_id in self.object_ids:
-            self.claimed[object_id] = over
+        for object_id in self._object_ids:
+            self._claimed[object_id] = self._over
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for object_id in self.object_ids:
-            over = self.claimed.pop(object_id)
-        over.set()
+        for object_id in self._object_ids:
+            del self._claimed[object_id]
+        self._over.set()
 
 
 class Dispatcher:
@@ -120,7 +120,8 @@ class Dispatcher:
         self._receiving = Claims()
         self.is_claimed: Callable[[ObjectID], bool] = lambda object_id: False
         """Whether a client of this server is taking an object from it."""
-        self._fetches = anyio.Semaphore(_max_fetches(), max_value=_max_fetches(), fast_acquire=True)
+        most = _max_fetches()
+        self._fetches = anyio.Semaphore(most, max_value=most, fast_acquire=True)
         self._peers: dict[tuple[str, int], _Peer] = {}
 
     async def sync(self, peer_requests: Sequence[PeerRequest]) -> list[int]:

@@ -116,8 +116,8 @@ class _Trio:
     async def _ring(self) -> None:
         try:
             while True:
-                now = trio.current_time()
-                for alarm in [alarm for alarm in self.alarms if alarm.when <= now]:
+                time = trio.current_time()
+                for alarm in [alarm for alarm in self.alarms if alarm.when <= time]:
                     alarm.ring()
                 # One that is cancelled before may wake the task in vain, once: to look for the next costs more.
                 self._next = min((alarm.when for alarm in self.alarms), default=inf)

@@ -455,6 +455,7 @@ class StoreClient:
 
 
 async def _check(error: ErrorCode, what: str) -> None:
+    """As `check`; a cancel that was put off is raised rather than the error."""
     if error is not ErrorCode.OK:
         await notice_cancel()
         check(error, what)

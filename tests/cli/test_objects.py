@@ -97,6 +97,7 @@ def test_output_that_nobody_reads_or_that_has_no_room() -> None:
     command = ["bash", "-c", '"$@" > /dev/full', "bash", *command_line("plasmastream", "get", object_id)]
     full = subprocess.run(command, capture_output=True)
     assert (full.returncode, full.stderr) == (1, b"plasmastream: standard output: No space left on device\n")
+    run("get", object_id, "--output", "/dev/full").fails(1, "/dev/full: No space left on device")
 
 
 def test_ls_for_programs() -> None:

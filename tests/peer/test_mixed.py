@@ -337,33 +337,40 @@ async def test_no_flipped_bit_makes_a_server_look_old(autojump_clock: MockClock)
     heads = [*range(8 * 3), *range(8 * once, 8 * (once + 3))]  # all of these, and some of the ids
     to_server = [(*divmod(bit, 8), True) for bit in (*heads, *range(0, 8 * len(QUESTION), 19))]
     for at, bit, is_to_server in (*to_server, *((*divmod(bit, 8), False) for bit in range(16))):
-        with EmbeddedStore(CAPACITY) as here, EmbeddedStore(CAPACITY) as there:
-            fill(there, objects)
-            server = PeerServer(there)
-            async with trio.open_nursery() as nursery:
-                made = 0
+        await take_past_a_flip(objects, at, bit, is_to_server=is_to_server)
 
-                async def connect(host: str, port: int, *, timeout: float) -> Transport:
-                    nonlocal made
-                    made += 1
-                    ours, theirs = memory_transports()
-                    if made == 1:
-                        theirs.close()
-                        return ours
-                    if made == 2:
-                        end = ours if is_to_server else theirs  # noqa: B023
-                        spoil(end, at, bit)  # noqa: B023
-                    nursery.start_soon(server.serve_connection, theirs)  # noqa: B023
+
+async def take_past_a_flip(
+    objects: dict[ObjectID, tuple[bytes, bytes]], at: int, bit: int, *, is_to_server: bool
+) -> None:
+    """Take objects over connections: the first ends at once, as with an old server, and the second is spoilt."""
+    with EmbeddedStore(CAPACITY) as here, EmbeddedStore(CAPACITY) as there:
+        fill(there, objects)
+        server = PeerServer(there)
+        async with trio.open_nursery() as nursery:
+            made = 0
+
+            async def connect(host: str, port: int, *, timeout: float) -> Transport:
+                nonlocal made
+                made += 1
+                ours, theirs = memory_transports()
+                if made == 1:
+                    theirs.close()
                     return ours
+                if made == 2:
+                    end = ours if is_to_server else theirs
+                    spoil(end, at, bit)
+                nursery.start_soon(server.serve_connection, theirs)
+                return ours
 
-                client = PeerClient("peer", 2021, connect=connect)
-                (result,) = await client.fetch(TransferKind.TAKE, list(objects), here, timeout=60)
-                assert result.is_success, (at, bit, is_to_server)
-                assert not client._lanes.is_old
-                await client.aclose()
-                nursery.cancel_scope.cancel()
-            assert contents(here) == objects
-            assert contents(there) == {}
+            client = PeerClient("peer", 2021, connect=connect)
+            (result,) = await client.fetch(TransferKind.TAKE, list(objects), here, timeout=60)
+            assert result.is_success, (at, bit, is_to_server)
+            assert not client._lanes.is_old
+            await client.aclose()
+            nursery.cancel_scope.cancel()
+        assert contents(here) == objects
+        assert contents(there) == {}
 
 
 def spoil(end: Transport, at: int, bit: int) -> None:
@@ -378,7 +385,7 @@ def spoil(end: Transport, at: int, bit: int) -> None:
         at -= len(whole)
         await send([bytes(whole)], **options)
 
-    end.send = send_spoilt  # type: ignore[method-assign]
+    end.send = send_spoilt  # type: ignore[method-assign]  # of this one connection
 
 
 async def test_a_client_that_insists_does_not_fall_back(log: pytest.LogCaptureFixture) -> None:

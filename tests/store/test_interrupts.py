@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from plasmastream import StoreConnectionError
-from plasmastream._client import copy_and_digest
+from plasmastream._client import Buffer, copy_and_digest
 from plasmastream.store import EmbeddedStore, NewObject, StoreClient, open_store
 from plasmastream.store import _client as client_module
 from plasmastream.store._finishing import finish
@@ -297,10 +297,10 @@ def test_memory_is_not_taken_from_a_thread_that_writes_it(
     real = copy_and_digest
     ended: list[bytes] = []
 
-    def copy(*arguments: object) -> bytes:
+    def copy(source: Buffer, into: memoryview, metadata: Buffer) -> bytes:
         begun.set()
         assert go_on.wait(20)
-        ended.append(real(*arguments))  # type: ignore[arg-type]
+        ended.append(real(source, into, metadata))
         return ended[0]
 
     monkeypatch.setattr(client_module, "copy_and_digest", copy)
