@@ -92,7 +92,9 @@ class Channel:
         patience = math.inf if deadline == math.inf else max(0.0, deadline - now())
         try:
             with self.connection.get_buffer() as buffer:
-                nbytes = await self.transport.receive_into(buffer, timeout=patience)
+                nbytes = await self.transport.receive_into(
+                    buffer, timeout=patience, expected=self.connection.payload_expected
+                )
         except PeerStalledError as error:
             raise self._stalled() from error
         if nbytes:

@@ -143,7 +143,9 @@ class Receiver:
     async def _read(self) -> int:
         try:
             with self._connection.get_buffer() as buffer:
-                nbytes = await self._transport.receive_into(buffer, timeout=self._progress_timeout)
+                nbytes = await self._transport.receive_into(
+                    buffer, timeout=self._progress_timeout, expected=self._connection.payload_expected
+                )
         except PeerError as error:
             raise type(error)(f"{error} {self._connection.describe_progress()}") from error
         if not nbytes:  # the same to the caller as a reset, of which chance decides when a peer dies

@@ -26,6 +26,10 @@ DEFAULT_PORT = 2021
 _JOIN_BELOW = 512 << 10
 # Measured over loopback, 1 GiB: 3.6, 8.4, 6.9, 6.0 GB/s with steps of 64 KiB, 256 KiB, 1 MiB, 64 MiB.
 _SEND_STEP = 256 << 10
+# Measured over loopback, 1 GiB: 3.7 GB/s where a reader is woken for each packet, of 64 KiB; 5.2, 5.3, 5.9, 5.7 where
+# it sleeps until there are 128, 256, 512, 1,024 KiB.
+_LOW_WATER = 512 << 10
+_MOMENT = 0.02
 _CALLS_PER_CHECKPOINT = 64  # and so many times 16 KiB
 
 _MAPPED = "::ffff:"  # stands before an IPv4 address where a socket speaks both
@@ -54,8 +58,11 @@ class Transport(Protocol):
         """The other side, as HOST:PORT, for messages."""
         ...
 
-    async def receive_into(self, buffer: memoryview, *, timeout: float) -> int:
+    async def receive_into(self, buffer: memoryview, *, timeout: float, expected: int = 1) -> int:
         """Read what is there, waiting up to `timeout` seconds for a first byte; 0 bytes mean a clean end.
+
+        Where more than one byte is `expected`, since a payload was announced, say, it may wait for a moment more than
+        that takes, to read many at once.
 
         A cancel loses nothing: either bytes were read and returned, or none were.
         """
@@ -114,6 +121,7 @@ class TcpTransport:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
         self._socket = sock
         self._calls = 0
+        self._low_water = 1
         try:
             self.peer = format_address(sock.getpeername())
         except OSError:
@@ -125,19 +133,25 @@ class TcpTransport:
         host: str = self._socket.getsockname()[0]
         return host
 
-    async def receive_into(self, buffer: memoryview, *, timeout: float) -> int:
+    async def receive_into(self, buffer: memoryview, *, timeout: float, expected: int = 1) -> int:
         """See `Transport.receive_into`."""
         await self._breathe()
         deadline: float | None = None
+        low_water = min(expected, len(buffer), _LOW_WATER)
         while True:
             try:
                 nbytes = self._socket.recv_into(buffer)
                 self._calls += nbytes >> 14
                 return nbytes
             except BlockingIOError:
-                deadline = now() + timeout if deadline is None else deadline
-                if not await running_loop().wait_readable(self._socket, deadline):
+                time = now()
+                deadline = time + timeout if deadline is None else deadline
+                self._sleep_until(low_water)
+                wake = deadline if low_water == 1 else min(deadline, time + _MOMENT)
+                is_readable = await running_loop().wait_readable(self._socket, wake)
+                if not is_readable and (low_water == 1 or self._socket.fileno() < 0):
                     raise self._late(f"sent nothing for {timeout:g} s") from None
+                low_water = 1
             except OSError as error:
                 raise self._broken(error) from error
 
@@ -151,29 +165,46 @@ class TcpTransport:
     ) -> None:
         """See `Transport.send`."""
         moved, since = at_least, 0.0
-        for piece in _joined(pieces):
-            with memoryview(piece) as whole, whole.cast("B") as octets:
-                sent = 0
-                while sent < len(octets):
-                    await self._breathe()
-                    try:
-                        with octets[sent : sent + _SEND_STEP] as step:
-                            nbytes = self._socket.send(step)
-                    except BlockingIOError:
-                        if moved >= at_least:
-                            moved, since = 0, now()
-                        if not await running_loop().wait_writable(self._socket, since + timeout):
-                            what = "took nothing" if not moved else f"took {moved} bytes only"
-                            late = self._late(f"{what} for {timeout:g} s")
-                            if not isinstance(late, PeerStalledError) or excuse is None or not await excuse():
-                                raise late from None
-                            moved, since = 0, now()
-                    except OSError as error:
-                        raise self._broken(error) from error
-                    else:
-                        sent += nbytes
-                        moved += nbytes
-                        self._calls += nbytes >> 14
+        blocks = [memoryview(block).cast("B") for block in _joined(pieces)]
+        try:
+            while blocks:
+                await self._breathe()
+                try:
+                    nbytes = self._send_some(blocks)
+                except BlockingIOError:
+                    if moved >= at_least:
+                        moved, since = 0, now()
+                    if not await running_loop().wait_writable(self._socket, since + timeout):
+                        what = "took nothing" if not moved else f"took {moved} bytes only"
+                        late = self._late(f"{what} for {timeout:g} s")
+                        if not isinstance(late, PeerStalledError) or excuse is None or not await excuse():
+                            raise late from None
+                        moved, since = 0, now()
+                except OSError as error:
+                    raise self._broken(error) from error
+                else:
+                    moved += nbytes
+                    self._calls += nbytes >> 14
+        finally:
+            for block in blocks:
+                block.release()
+
+    def _send_some(self, blocks: list[memoryview]) -> int:
+        """Send from the first of some blocks, of a short one and the next, and drop from them what was sent."""
+        first, *_ = blocks
+        with first[:_SEND_STEP] as step:
+            if len(first) < _SEND_STEP and len(blocks) > 1:
+                with blocks[1][:_SEND_STEP] as next_step:
+                    nbytes = left = self._socket.sendmsg((step, next_step))
+            else:
+                nbytes = left = self._socket.send(step)
+        while blocks and left >= len(blocks[0]):
+            left -= len(blocks[0])
+            blocks.pop(0).release()
+        if left:
+            with blocks[0] as block:
+                blocks[0] = block[left:]
+        return nbytes
 
     def is_quiet(self) -> bool:
         """See `Transport.is_quiet`."""
@@ -203,6 +234,13 @@ class TcpTransport:
         if self._socket.fileno() >= 0:
             self.break_on_death(True)
             self.close()
+
+    def _sleep_until(self, nbytes: int) -> None:
+        """Have the kernel say that there is something to read only when there are so many bytes, or the end."""
+        if nbytes != self._low_water:
+            self._low_water = nbytes
+            with suppress(OSError):  # the next read says what is wrong
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, nbytes)
 
     async def _breathe(self) -> None:
         """Let others run now and then, though this connection never has to wait."""

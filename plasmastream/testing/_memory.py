@@ -94,8 +94,10 @@ class MemoryTransport:
         now = trio.current_time()
         return sorted((seen for seen in self._triggered if seen.time <= now), key=lambda seen: seen.time)
 
-    async def receive_into(self, buffer: memoryview, *, timeout: float) -> int:
+    async def receive_into(self, buffer: memoryview, *, timeout: float, expected: int = 1) -> int:
         """Read what is there, waiting up to `timeout` seconds for a first byte; 0 bytes mean a clean end.
+
+        However many are `expected`, it does not wait for more.
 
         Raises:
             PeerStalledError: nothing came in time.

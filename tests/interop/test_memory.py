@@ -74,9 +74,9 @@ class Recorder(_transport.TcpTransport):
     shared = 0
     private = 0
 
-    async def receive_into(self, buffer: memoryview, *, timeout: float) -> int:
+    async def receive_into(self, buffer: memoryview, *, timeout: float, expected: int = 1) -> int:
         is_shared = _is_shared(ctypes.addressof(ctypes.c_char.from_buffer(buffer)), len(buffer))
-        nbytes = await super().receive_into(buffer, timeout=timeout)
+        nbytes = await super().receive_into(buffer, timeout=timeout, expected=expected)
         if is_shared:
             Recorder.shared += nbytes
         else:

@@ -81,9 +81,9 @@ class Tap:
         """See `MemoryTransport`."""
         return self._transport.triggered
 
-    async def receive_into(self, buffer: memoryview, *, timeout: float) -> int:
+    async def receive_into(self, buffer: memoryview, *, timeout: float, expected: int = 1) -> int:
         """See `Transport`."""
-        nbytes = await self._transport.receive_into(buffer, timeout=timeout)
+        nbytes = await self._transport.receive_into(buffer, timeout=timeout, expected=expected)
         self.read += buffer[:nbytes]
         return nbytes
 

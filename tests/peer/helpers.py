@@ -98,7 +98,7 @@ class ScriptedTransport:
         self.scope = trio.CancelScope()
         self.reads = 0
 
-    async def receive_into(self, buffer: memoryview, *, timeout: float) -> int:
+    async def receive_into(self, buffer: memoryview, *, timeout: float, expected: int = 1) -> int:
         """See `Transport`."""
         self.reads += 1
         if self.reads == self.at:

@@ -48,13 +48,13 @@ class Midway:
         if not self.is_opened_only and self._connections == 2:  # the first is for small objects
             real, calls = transport.receive_into, 0
 
-            async def receive_into(buffer: memoryview, *, timeout: float) -> int:
+            async def receive_into(buffer: memoryview, *, timeout: float, expected: int = 1) -> int:
                 nonlocal calls
                 calls += 1
                 if calls == 4:  # after the greeting, and the beginning of a chunk
                     self.reached.set()
                     await self.go_on.wait()
-                return await real(buffer, timeout=timeout)
+                return await real(buffer, timeout=timeout, expected=expected)
 
             transport.receive_into = receive_into  # type: ignore[method-assign]
         return transport

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 
 import anyio
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -105,6 +106,150 @@ async def test_a_clean_end_is_an_empty_read(pair: tuple[TcpTransport, socket.soc
     buffer = memoryview(bytearray(10))
     assert await transport.receive_into(buffer, timeout=5) == 5
     assert await transport.receive_into(buffer, timeout=5) == 0
+
+
+# Many bytes at once
+
+
+@attrs.define
+class Reading:
+    """One read under way, and what came of it."""
+
+    nbytes: int | None = None
+    error: str = ""
+
+    async def read(self, transport: TcpTransport, expected: int, timeout: float = 5, size: int = 1 << 20) -> None:
+        """Read once."""
+        try:
+            self.nbytes = await transport.receive_into(memoryview(bytearray(size)), timeout=timeout, expected=expected)
+        except PeerError as error:
+            self.error = str(error)
+
+
+async def arrived(sock: socket.socket, nbytes: int) -> None:
+    """Wait until the kernel has so many bytes for a socket."""
+    while len(sock.recv(nbytes, socket.MSG_PEEK)) < nbytes:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_a_reader_sleeps_until_what_it_expects_is_there(
+    pair: tuple[TcpTransport, socket.socket], mock_clock: MockClock
+) -> None:
+    transport, theirs = pair
+    reading = Reading()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reading.read, transport, 1000)
+        for nbytes in (1, 998):
+            await wait_all_tasks_blocked()
+            theirs.send(bytes(nbytes))
+        await arrived(transport._socket, 999)
+        await wait_all_tasks_blocked(0.01)
+        assert reading.nbytes is None
+        theirs.send(bytes(1))
+    assert reading.nbytes == 1000
+
+
+async def test_what_is_slow_in_coming_is_read_all_the_same(
+    pair: tuple[TcpTransport, socket.socket], autojump_clock: MockClock
+) -> None:
+    transport, theirs = pair
+    reading = Reading()
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reading.read, transport, 1 << 20)
+        await wait_all_tasks_blocked()
+        theirs.send(b"a")
+    assert reading.nbytes == 1
+    assert trio.current_time() - start < 0.1
+
+    async with trio.open_nursery() as nursery:  # also if it comes long after
+        nursery.start_soon(reading.read, transport, 1 << 20)
+        await trio.sleep(3)
+        theirs.send(b"ab")
+    assert reading.nbytes == 2
+
+
+@pytest.mark.parametrize("timeout", [0, 0.001, 0.02, 1])
+async def test_a_peer_that_owes_much_is_given_up_no_later(
+    timeout: float, pair: tuple[TcpTransport, socket.socket], autojump_clock: MockClock
+) -> None:
+    transport, theirs = pair
+    start = trio.current_time()
+    reading = Reading()
+    await reading.read(transport, 1 << 20, timeout)
+    assert f"sent nothing for {timeout:g} s" in reading.error
+    assert trio.current_time() - start == pytest.approx(timeout, abs=1e-6)
+    theirs.send(b"a")
+    await reading.read(transport, 1 << 20, timeout)
+    assert reading.nbytes == 1
+
+
+@pytest.mark.parametrize("sent", [0, 5])
+async def test_the_end_wakes_who_expects_more(sent: int, pair: tuple[TcpTransport, socket.socket]) -> None:
+    transport, theirs = pair
+    reading = Reading()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reading.read, transport, 1 << 20)
+        await wait_all_tasks_blocked()
+        theirs.send(bytes(sent))
+        theirs.close()
+    assert reading.nbytes == sent
+    await reading.read(transport, 1 << 20)
+    assert reading.nbytes == 0
+
+
+async def test_a_reset_wakes_who_expects_more(
+    pair: tuple[TcpTransport, socket.socket], mock_clock: MockClock
+) -> None:
+    transport, theirs = pair
+    reading = Reading()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reading.read, transport, 1 << 20)
+        await wait_all_tasks_blocked()
+        TcpTransport(theirs).abort()
+    assert "broke: Connection reset" in reading.error
+
+
+async def test_a_close_wakes_who_expects_more(
+    pair: tuple[TcpTransport, socket.socket], mock_clock: MockClock
+) -> None:
+    transport, _ = pair
+    reading = Reading()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reading.read, transport, 1 << 20)
+        await wait_all_tasks_blocked()
+        transport.close()
+    assert "was closed" in reading.error
+
+
+async def test_who_expected_much_is_woken_by_one_byte_again(
+    pair: tuple[TcpTransport, socket.socket], mock_clock: MockClock
+) -> None:
+    transport, theirs = pair
+    for expected, nbytes in ((1 << 20, 1 << 19), (1, 1), (100, 100), (1, 1)):
+        reading = Reading()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reading.read, transport, expected)
+            await wait_all_tasks_blocked()
+            theirs.setblocking(True)
+            await trio.to_thread.run_sync(theirs.sendall, bytes(nbytes))
+        assert reading.nbytes == nbytes
+
+
+async def test_a_cancel_of_who_expects_more_loses_nothing(
+    pair: tuple[TcpTransport, socket.socket], mock_clock: MockClock
+) -> None:
+    transport, theirs = pair
+    reading = Reading()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reading.read, transport, 1000)
+        await wait_all_tasks_blocked()
+        theirs.send(b"abc")
+        await arrived(transport._socket, 3)
+        nursery.cancel_scope.cancel()
+    assert reading.nbytes is None
+    await reading.read(transport, 1)
+    assert reading.nbytes == 3
 
 
 async def test_an_abort_is_an_error_for_the_peer(pair: tuple[TcpTransport, socket.socket]) -> None:

@@ -192,13 +192,13 @@ class _SlowTransport:
         self.close = transport.close
         self.abort = transport.abort
 
-    async def receive_into(self, buffer: memoryview, *, timeout: float) -> int:
+    async def receive_into(self, buffer: memoryview, *, timeout: float, expected: int = 1) -> int:
         """See `Transport`."""
         fast = self._fast["receive_into"]
         if fast == 0:
             await trio.sleep(1)
         with buffer[: None if fast is None else max(1, fast)] as place:
-            nbytes = await self._transport.receive_into(place, timeout=timeout)
+            nbytes = await self._transport.receive_into(place, timeout=timeout, expected=expected)
         if fast:
             self._fast["receive_into"] = fast - nbytes
         return nbytes

@@ -134,10 +134,10 @@ class Tap:
         """See `Transport`."""
         return self._transport.peer
 
-    async def receive_into(self, buffer: memoryview, *, timeout: float) -> int:
+    async def receive_into(self, buffer: memoryview, *, timeout: float, expected: int = 1) -> int:
         """See `Transport`."""
         self._network.happens(f"{self.name} reads")
-        nbytes = await self._transport.receive_into(buffer, timeout=timeout)
+        nbytes = await self._transport.receive_into(buffer, timeout=timeout, expected=expected)
         self._network.trace.note(f"{self.name} has read {nbytes}")
         return nbytes
 

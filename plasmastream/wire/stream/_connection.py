@@ -403,6 +403,11 @@ class ClientConnection(_Connection):
         """How many bytes of data `current_object` has; None before its header has arrived."""
         return self._arriving.size if self._arriving.is_announced else None
 
+    @property
+    def payload_expected(self) -> int:
+        """How many bytes of a payload are still to come into the place that `get_buffer` offers; 1 between payloads."""
+        return self._arriving.missing if self._arriving.direct else 1
+
     def describe_progress(self) -> str:
         """Say in words how far the answer has come, to follow "the connection broke" or "nothing arrived"."""
         arriving = self._arriving

@@ -50,8 +50,10 @@ def test_large_payloads_are_read_in_place() -> None:
     with client.get_buffer() as buffer:
         assert address(buffer) == start + 5
         assert len(buffer) == BIG - 5  # it ends where the payload ends: nothing can be read beyond
+        assert client.payload_expected == BIG - 5
         buffer[:2] = b"67"
     client.advance(2)
+    assert client.payload_expected == BIG - 7
     assert memory[:8] == b"1234567\0"
     assert client.bytes_received == 7
     with client.get_buffer() as buffer:
@@ -72,6 +74,7 @@ def test_the_last_part_of_a_large_payload_is_read_in_place_too() -> None:
     client.advance(1)
     with client.get_buffer() as buffer:
         assert len(buffer) == 256 * 1024  # the payload is whole: what follows goes to the scratch
+    assert client.payload_expected == 1
     assert client.next_event() == PayloadFinished(A)
 
 
@@ -81,6 +84,7 @@ def test_little_is_copied_and_much_is_read_in_place(missing: int, direct: bool) 
     client.supply_buffer(bytearray(missing + 100))
     with client.get_buffer() as buffer:
         assert (len(buffer) == missing) == direct
+        assert client.payload_expected == (missing if direct else 1)
         assert direct or len(buffer) > 100_000
 
 

@@ -117,6 +117,11 @@ class _Connection(ABC):
             return tail[: _HEAD_OF_CHUNK - len(self._scratch)]
         return tail
 
+    @property
+    def payload_expected(self) -> int:
+        """How many bytes of a payload are still to come into the place that `get_buffer` offers; 1 between payloads."""
+        return self._payload.missing if self._payload is not None and self._payload.direct else 1
+
     def advance(self, nbytes: int, now: float) -> None:
         """Say that the first `nbytes` of the last `get_buffer()` are filled. Call it right after the read.
 

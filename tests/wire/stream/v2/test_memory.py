@@ -146,7 +146,9 @@ def test_buffers_that_do_not_fit() -> None:
     with pytest.raises(LocalProtocolError):
         client.supply_buffer(bytearray(BIG))
     with client.get_buffer() as view:
-        assert len(view) == BIG  # it is read straight into its place, and no further
+        assert len(view) == client.payload_expected == BIG  # it is read straight into its place, and no further
+    client.advance(BIG, 0.0)
+    assert client.payload_expected == 1
 
 
 def test_reading_is_checked() -> None:
