@@ -69,6 +69,23 @@ class Node:
                     await trio.to_thread.run_sync(self.store.delete, list(ids))
         return taken
 
+    def fetch_one_by_one(self, source: "Node", ids: Sequence[ObjectID], version: int) -> list[float]:
+        """Seconds of a SYNC for each object, one right after the other; all are deleted in the end."""
+        taken: list[float] = []
+
+        async def fetch() -> None:
+            async with open_peer(str(HOST), self.port, version=version) as peer:
+                for object_id in ids:
+                    request = PeerRequest(TransferKind.COPY, HOST, source.port, (object_id,))
+                    start = time.perf_counter()
+                    (status,) = await peer.sync([request])
+                    taken.append(time.perf_counter() - start)
+                    assert status == Status.SUCCESS, status
+
+        trio.run(fetch)
+        self.store.delete(ids)
+        return taken
+
     def memory_growth(self, work: Callable[[], object]) -> float:
         """MiB by which its process grows, at most, while something is done; the store's shared memory apart."""
         before = peak = self._private_kib()

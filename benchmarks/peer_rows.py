@@ -264,8 +264,9 @@ class _Growth:
 
 
 def _latency(source: Node, destination: Node, version: int, share: float) -> float:
-    ids = source.give(1, _SMALL)
-    taken = sorted(destination.fetch(source, ids, version, _LATENCIES)[20:])
+    ids = source.give(_LATENCIES, _SMALL)
+    taken = sorted(destination.fetch_one_by_one(source, ids, version)[20:])
+    source.store.delete(ids)
     return taken[int(share * len(taken))] * 1e3
 
 
