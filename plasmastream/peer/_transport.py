@@ -29,7 +29,7 @@ _SEND_STEP = 256 << 10
 # Measured over loopback, 1 GiB: 3.7 GB/s where a reader is woken for each packet, of 64 KiB; 5.2, 5.3, 5.9, 5.7 where
 # it sleeps until there are 128, 256, 512, 1,024 KiB.
 _LOW_WATER = 512 << 10
-_MOMENT = 0.02
+_MOMENT = 0.02  # seconds; what has come may lie in the kernel for so long, where the rest of it is slow
 _CALLS_PER_CHECKPOINT = 64  # and so many times 16 KiB
 
 _MAPPED = "::ffff:"  # stands before an IPv4 address where a socket speaks both
@@ -61,8 +61,8 @@ class Transport(Protocol):
     async def receive_into(self, buffer: memoryview, *, timeout: float, expected: int = 1) -> int:
         """Read what is there, waiting up to `timeout` seconds for a first byte; 0 bytes mean a clean end.
 
-        Where more than one byte is `expected`, since a payload was announced, say, it may wait for a moment more than
-        that takes, to read many at once.
+        Where more than one byte is `expected`, since a payload was announced, say, it may wait a moment longer, so as to
+        read many at once.
 
         A cancel loses nothing: either bytes were read and returned, or none were.
         """
