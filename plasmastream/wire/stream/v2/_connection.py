@@ -11,7 +11,7 @@ and `LocalProtocolError`, after which it is as it was before the call.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from struct import Struct
 from struct import error as struct_error
 from typing import TypeAlias
@@ -100,7 +100,7 @@ class _Connection(ABC):
         self._eof = False
         self._failure: tuple[type[RemoteProtocolError], str] | None = None
         self._liveness = Liveness(patience or Patience(), now)
-        self._parser = self._parse()
+        self._parser: Iterator[AnyEvent | Signal] = self._parse()
 
     # Bytes in
 
@@ -161,8 +161,7 @@ class _Connection(ABC):
         except RemoteProtocolError as error:
             # Not the exception itself: its traceback would keep frames alive, and with them the caller's memory.
             self._failure = type(error), str(error)
-            self._let_go()
-            self._parser.close()
+            self._stop()
             raise
         return event
 
@@ -183,9 +182,8 @@ class _Connection(ABC):
 
     def close(self) -> None:
         """Let go of everything; the connection is of no use afterwards."""
-        self._let_go()
+        self._stop()
         self._outgoing.clear()
-        self._parser.close()  # which knows this connection: they would keep each other alive
         if self._failure is None:
             self._failure = RemoteProtocolError, "the connection was closed"
 
@@ -437,6 +435,12 @@ class _Connection(ABC):
             if not payload.missing:
                 return
             yield NEED_DATA
+
+    def _stop(self) -> None:
+        self._let_go()
+        # It knows this connection: they would keep each other alive. To close it is not enough: where it has not begun,
+        # CPython 3.12 leaves it what it knows.
+        self._parser = iter(())
 
     def _let_go(self) -> None:
         for payload in (self._payload, self._chunk):
