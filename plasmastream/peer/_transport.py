@@ -61,8 +61,8 @@ class Transport(Protocol):
     async def receive_into(self, buffer: memoryview, *, timeout: float, expected: int = 1) -> int:
         """Read what is there, waiting up to `timeout` seconds for a first byte; 0 bytes mean a clean end.
 
-        Where more than one byte is `expected`, since a payload was announced, say, it may wait a moment longer, so as to
-        read many at once.
+        Where more than one byte is `expected`, since a payload was announced, say, it may wait a moment longer, to read
+        many at once.
 
         A cancel loses nothing: either bytes were read and returned, or none were.
         """
