@@ -54,7 +54,7 @@ class Claims:
 
     def overlap(self, object_ids: Iterable[ObjectID]) -> bool:
         """Whether any of these objects is claimed."""
-        return any(object_id in self._claimed for object_id in object_ids)
+        return not self._claimed.keys().isdisjoint(object_ids)
 
     def unclaimed(self, object_ids: Iterable[ObjectID]) -> list[ObjectID]:
         """Those of these objects that are not claimed."""
