@@ -121,8 +121,8 @@ class _Trio:
                 time = trio.current_time()
                 for alarm in [alarm for alarm in self.alarms if alarm.when <= time]:
                     alarm.ring()
-                # One that is cancelled before may wake the task in vain, once: to look for the next, or to take back that
-                # there is one, costs more.
+                # One that is cancelled before may wake the task in vain, once: to look for the next, or for none, costs
+                # more.
                 self._next = min((alarm.when for alarm in self.alarms), default=inf)
                 with trio.CancelScope(deadline=self._next) as self._sleep:
                     await trio.sleep_forever()
