@@ -198,13 +198,15 @@ class TcpTransport:
 
     def _send_some(self, blocks: list[memoryview]) -> int:
         """Send from the first of some blocks, of a short one and the next, and drop from them what was sent."""
-        first, *_ = blocks
-        with first[:_SEND_STEP] as step:
-            if len(first) < _SEND_STEP and len(blocks) > 1:
-                with blocks[1][:_SEND_STEP] as next_step:
-                    nbytes = left = self._socket.sendmsg((step, next_step))
-            else:
+        first = blocks[0]
+        if len(first) >= _SEND_STEP:
+            with first[:_SEND_STEP] as step:
                 nbytes = left = self._socket.send(step)
+        elif len(blocks) == 1:
+            nbytes = left = self._socket.send(first)
+        else:
+            with blocks[1][:_SEND_STEP] as next_step:
+                nbytes = left = self._socket.sendmsg((first, next_step))
         while blocks and left >= len(blocks[0]):
             left -= len(blocks[0])
             blocks.pop(0).release()

@@ -77,9 +77,10 @@ def check_sizes(data_size: int, metadata_size: int, limits: Limits, error: type[
 
 def check_run(count: int, length: int, limits: Limits, error: type[ProtocolError]) -> None:
     """Raise `error` if a RUN of `count` objects, in `length` bytes, is too large."""
-    check(1 <= count <= limits.max_objects, "a run has %d objects", count, error)
-    most = MAX_RUN_SIZE + RUN_ENTRY.size * count
-    check(length <= most, "a run of %d bytes is larger than allowed", length, error)
+    if not 1 <= count <= limits.max_objects:
+        raise error(f"a run has {count} objects")
+    if length > MAX_RUN_SIZE + RUN_ENTRY.size * count:
+        raise error(f"a run of {length} bytes is larger than allowed")
 
 
 def check_payload(length: int, wire_length: int, most: int, encoding: Encoding, ours: Hello) -> None:
@@ -88,10 +89,12 @@ def check_payload(length: int, wire_length: int, most: int, encoding: Encoding, 
     Raises:
         RemoteProtocolError: it is too large, its sizes do not fit its encoding, or we did not name that.
     """
-    check(1 <= length <= most, "a payload of %d bytes is not allowed", length)
+    if not 1 <= length <= most:
+        raise RemoteProtocolError(f"a payload of {length} bytes is not allowed")
     match encoding:
         case Encoding.NONE:
-            check(wire_length == length, "a payload has two sizes: %d and another", length)
+            if wire_length != length:
+                raise RemoteProtocolError(f"a payload has two sizes: {length} and {wire_length}")
         case Encoding.ABSENT:
             check(wire_length == 0, "an absent payload has %d bytes", wire_length)
         case _:
