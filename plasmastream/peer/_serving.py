@@ -119,8 +119,8 @@ class Session:
             self._node = greeting.identity
             channel.connection.greet()
             await channel.flush()
-            while isinstance(request := await self._next_request(), Message):
-                await self._answer(request)
+            while await self._answer_requests():
+                pass
         except ProtocolError as error:
             # What was damaged on its way is asked for again on another connection. Only who has no answer yet needs a
             # word, lest it take us for version 1.
@@ -145,6 +145,18 @@ class Session:
                 self._channel.transport.close()
             except (PeerError, LocalProtocolError):
                 return
+
+    async def _answer_requests(self) -> bool:
+        """Answer requests in order; False after the last, True where one was given up, and others may follow."""
+        channel = self._channel
+        with trio.CancelScope() as channel.work:
+            while isinstance(request := await self._next_request(), Message):
+                await self._answer(request)
+            return False
+        if not isinstance(channel.why_given_up, CancelledByClientError):
+            raise channel.why_given_up
+        await channel.send(End(Outcome.CANCELLED, str(channel.why_given_up)))
+        return True
 
     async def _next_request(self) -> Message | ConnectionClosed | None:
         """The next request, or the clean end; None where the connection stays idle, or the server stops."""
