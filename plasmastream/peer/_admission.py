@@ -38,9 +38,13 @@ class Admission:
         """Whether nobody works or waits."""
         return not self._working and not self._waiting
 
-    def is_full(self, peer: str) -> bool:
-        """Whether a request of a peer would have to wait."""
-        return self._working.get(peer, 0) >= self._at_work
+    def enter_at_once(self, peer: str) -> bool:
+        """Take the turn, for `leave` to give back; False where a request of a peer would have to wait."""
+        working = self._working.get(peer, 0)
+        if working >= self._at_work:
+            return False
+        self._working[peer] = working + 1
+        return True
 
     def admit(self, peer: str) -> "_Place":
         """Work on a request of a peer within an `async with` block; wait for the turn first.
@@ -52,10 +56,8 @@ class Admission:
 
     async def enter(self, peer: str) -> None:
         """Wait for the turn, and take it: see `admit`."""
-        if self.is_full(peer):
+        if not self.enter_at_once(peer):
             await self._wait(peer)
-        else:
-            self._working[peer] = self._working.get(peer, 0) + 1
 
     async def _wait(self, peer: str) -> None:
         queue = self._waiting.setdefault(peer, deque())
@@ -90,7 +92,7 @@ class Admission:
 
 @attrs.frozen
 class _Place:
-    """See `Admission.admit`. A generator for it would take longer than the rest of a small request's admission."""
+    """See `Admission.admit`."""
 
     admission: Admission
     peer: str

@@ -54,7 +54,7 @@ class Claims:
 
     def overlap(self, object_ids: Iterable[ObjectID]) -> bool:
         """Whether any of these objects is claimed."""
-        return any(object_id in self._claimed for object_id in object_ids)
+        return not self._claimed.keys().isdisjoint(object_ids)
 
     def unclaimed(self, object_ids: Iterable[ObjectID]) -> list[ObjectID]:
         """Those of these objects that are not claimed."""
@@ -179,6 +179,8 @@ class Dispatcher:
             with self._receiving.claim(ours):
                 patience = None if timeout is None else max(0.0, deadline - trio.current_time())
                 fetched = await self._fetch(request, ours, patience, encoding, budget, report)
+            if len(fetched) == len(request.object_ids):
+                return fetched
             results |= {result.object_id: result for result in fetched}
             left = [object_id for object_id in left if object_id not in results]
         late = Outcome.OUT_OF_TIME, "another request was fetching it until the time was over"

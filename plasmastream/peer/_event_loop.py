@@ -100,6 +100,8 @@ class _Trio:
             return sock.fileno() >= 0 and trio.current_time() < deadline
         finally:
             alarm.cancel()
+            if not self.alarms and self._next == deadline < inf:
+                self.look_at(inf)  # a clock that jumps to what is due next, as tests have it, is to find nothing
         return True
 
     def call_at(self, when: float, callback: Callable[[], object]) -> "Alarm":
@@ -119,7 +121,8 @@ class _Trio:
                 time = trio.current_time()
                 for alarm in [alarm for alarm in self.alarms if alarm.when <= time]:
                     alarm.ring()
-                # One that is cancelled before may wake the task in vain, once: to look for the next costs more.
+                # One that is cancelled before may wake the task in vain, once: to look for the next, or for none, costs
+                # more.
                 self._next = min((alarm.when for alarm in self.alarms), default=inf)
                 with trio.CancelScope(deadline=self._next) as self._sleep:
                     await trio.sleep_forever()
@@ -155,10 +158,7 @@ class Alarm:
 
     def cancel(self) -> None:
         """See that it does not. May be called again, and after the call."""
-        alarms = self._run.alarms
-        alarms.discard(self)
-        if not alarms:  # a clock that jumps to what is due next, as tests have it, is to find nothing
-            self._run.look_at(inf)
+        self._run.alarms.discard(self)
 
     def ring(self) -> None:
         """Make the call now."""

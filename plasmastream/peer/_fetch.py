@@ -104,6 +104,7 @@ class Fetch:
         self._store = store
         self._take = take
         self._wanted = [Wanted(object_id) for object_id in object_ids]
+        self._left = len(self._wanted)  # without a result
         self._persistence = persistence
         self._encoding = encoding
         self._store_timeout = store_timeout
@@ -147,7 +148,7 @@ class Fetch:
 
     async def _fetch_all(self) -> None:
         await self._find_present(self._wanted)
-        while self._unfinished and await self._go_on():
+        while self._left and await self._go_on():
             pass
         await self._close_all()
 
@@ -175,12 +176,12 @@ class Fetch:
         try:
             async with self._turn():
                 await self._open_all()
-                if self._unfinished:
+                if self._left:
                     await self._check_all()
                     await self._read_all()
                     if self._take:
                         await self._drop_all()
-                if self._unfinished:  # otherwise all of it is closed, in the end
+                if self._left:  # otherwise all of it is closed, in the end
                     await self._opened.close_finished()
         except OldPeerError:
             if self._persistence.has_progressed:
@@ -189,9 +190,9 @@ class Fetch:
         except (PeerError, ProtocolError) as error:
             self._persistence.failed(error)
             failure = error.with_traceback(None)  # or it and this frame would keep each other, and what is held
-        left = self._unfinished
-        if not left:
+        if not self._left:
             return False
+        left = self._unfinished
         if failure is not None:
             outcome = outcome_of(failure)
             for wanted in left:
@@ -224,6 +225,7 @@ class Fetch:
     # Outcomes
 
     def _finish(self, wanted: Wanted, outcome: int, reason: str = "") -> None:
+        self._left -= wanted.result is None
         wanted.result = Result(wanted.object_id, outcome, reason)
         if wanted.is_open:
             self._opened.finish(wanted.object_id)

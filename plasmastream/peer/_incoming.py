@@ -185,6 +185,8 @@ async def put_small(
     Raises:
         StoreConnectionError: the store is gone.
     """
+    if len(objects) <= _PUT_AT_ONCE:
+        return await _put_small(store, objects, timeout)
     found: list[tuple[Lease | None, Outcome, str]] = []
     for part in parts(objects, _PUT_AT_ONCE):
         outcomes = await _put_small(store, part, timeout)

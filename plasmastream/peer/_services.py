@@ -7,7 +7,7 @@ from typing import TypeVar
 import attrs
 import trio
 
-from plasmastream._errors import PeerError
+from plasmastream._errors import PeerError, ProtocolError
 from plasmastream.peer._admission import Admission
 from plasmastream.peer._channel import Channel
 from plasmastream.peer._companion import Companion
@@ -67,6 +67,15 @@ class ServerChannel(Channel):
 
     nursery: trio.Nursery
     """For tasks beside the one that answers, while there is one."""
+    work: trio.CancelScope
+    """Around the requests that are answered, up to one that is given up: a scope for each would take longer than the
+    rest of what a small one needs."""
+    why_given_up: PeerError | ProtocolError
+
+    def give_up(self, why: PeerError | ProtocolError) -> None:
+        """Stop the work on a request that is being answered."""
+        self.why_given_up = why.with_traceback(None)  # which would keep what the work had in its hands
+        self.work.cancel()
 
     async def check_cancel(self) -> None:
         """See whether the client wants to go on.

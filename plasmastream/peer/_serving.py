@@ -49,6 +49,7 @@ from plasmastream.wire.stream.v2 import (
 _log = logging.getLogger(__name__)
 
 _HELD_AT_ONCE = 256
+_DONE = End()
 
 _Outcomes = defaultdict[tuple[int, str], list[int]]
 
@@ -118,8 +119,8 @@ class Session:
             self._node = greeting.identity
             channel.connection.greet()
             await channel.flush()
-            while isinstance(request := await self._next_request(), Message):
-                await self._answer(request)
+            while await self._answer_requests():
+                pass
         except ProtocolError as error:
             # What was damaged on its way is asked for again on another connection. Only who has no answer yet needs a
             # word, lest it take us for version 1.
@@ -145,6 +146,18 @@ class Session:
             except (PeerError, LocalProtocolError):
                 return
 
+    async def _answer_requests(self) -> bool:
+        """Answer requests in order; False after the last, True where one was given up, and others may follow."""
+        channel = self._channel
+        with trio.CancelScope() as channel.work:
+            while isinstance(request := await self._next_request(), Message):
+                await self._answer(request)
+            return False
+        if not isinstance(channel.why_given_up, CancelledByClientError):
+            raise channel.why_given_up
+        await channel.send(End(Outcome.CANCELLED, str(channel.why_given_up)))
+        return True
+
     async def _next_request(self) -> Message | ConnectionClosed | None:
         """The next request, or the clean end; None where the connection stays idle, or the server stops."""
         scope = self._channel.nursery.cancel_scope
@@ -166,14 +179,16 @@ class Session:
         services = self._services
         admission = services.syncs if isinstance(request, Sync) else services.admission
         try:
-            if admission.is_full(self._peer):
+            if admission.enter_at_once(self._peer):
+                try:
+                    await self._carry_out(request)
+                finally:
+                    admission.leave(self._peer)
+            else:
                 async with AsyncExitStack() as place:
                     await self._channel.patiently(partial(place.enter_async_context, admission.admit(self._peer)))
                     await self._carry_out(request)
-            else:
-                async with admission.admit(self._peer):
-                    await self._carry_out(request)
-            end = End()
+            end = _DONE
         except BusyError as error:
             end = End(Outcome.BUSY, str(error), error.retry_after)
         except CancelledByClientError as error:
@@ -181,8 +196,8 @@ class Session:
         except StoreError as error:
             _log.warning("%s: the store failed: %s", self._channel.peer, error)
             end = End(outcome_of(error), str(error)[:1000])
-        services.holds.tidy(self._used)
         await self._channel.send(end)
+        services.holds.tidy(self._used)  # behind the answer, which need not wait for it
 
     async def _carry_out(self, request: Message) -> None:
         match request:
@@ -230,16 +245,22 @@ class Session:
                 await self._flush()
             batch = range(first, min(first + _HELD_AT_ONCE, len(ids)))
             missing += await self._open_batch(request, hold, batch, 0.0, encoding, outcomes)
-        deadline = trio.current_time() + self._services.objects_timeout
-        for first in range(0, len(missing), _HELD_AT_ONCE):
-            batch_missing = missing[first : first + _HELD_AT_ONCE]
-            patience = max(0.0, deadline - trio.current_time())
-            outcomes[Outcome.NOT_FOUND, ""] += await self._open_batch(
-                request, hold, batch_missing, patience, encoding, outcomes
-            )
-        if not outcomes[Outcome.NOT_FOUND, ""]:
-            del outcomes[Outcome.NOT_FOUND, ""]
+        if missing:
+            lacking = await self._open_late(request, hold, missing, encoding, outcomes)
+            if lacking:
+                outcomes[Outcome.NOT_FOUND, ""] = lacking
         await self._channel.send_outcomes(outcomes)
+
+    async def _open_late(
+        self, request: Open, hold: Hold, missing: Sequence[int], encoding: Encoding, outcomes: _Outcomes
+    ) -> list[int]:
+        """Wait a moment for objects that are not there, and open those that come; returns the others."""
+        deadline = trio.current_time() + self._services.objects_timeout
+        lacking: list[int] = []
+        for batch in parts(missing, _HELD_AT_ONCE):
+            patience = max(0.0, deadline - trio.current_time())
+            lacking += await self._open_batch(request, hold, batch, patience, encoding, outcomes)
+        return lacking
 
     async def _open_batch(
         self,

@@ -40,12 +40,11 @@ class _State:
 async def answer_sync(services: Services, channel: ServerChannel, request: Sync) -> None:
     """Answer a SYNC, but for its END.
 
-    When the client leaves: what it asked for stops, or goes on to its end, as it said.
+    When the client leaves: what it asked for is given up by `channel`, or goes on to its end, as it said.
 
     Raises:
-        CancelledByClientError: the client wants no more.
-        PeerError: it is gone.
-        ProtocolError: it broke the protocol.
+        PeerError: it is gone, and what it asked for has gone on to its end.
+        ProtocolError: it broke the protocol, likewise.
     """
     await _SyncRequest(services, channel, request).answer()
 
@@ -59,15 +58,14 @@ class _SyncRequest:
         self._budget = Budget(request.max_bytes or _DEFAULT_MAX_BYTES)
         self._left = len(request.requests)
         self._until_news = trio.CancelScope()
-        self._work = trio.CancelScope()
         self._finished: list[tuple[int, Sequence[Result]]] = []
         self._failure: PeerError | ProtocolError | None = None
 
     async def answer(self) -> None:
         async with self._channel.accompanied(_ATTEND_AFTER, self._attend):
-            with self._work:
-                await self._fetch_all()
+            await self._fetch_all()
         if self._failure is not None:
+            await trio.lowlevel.checkpoint()  # where it was given up, that is noticed here, if not before
             raise self._failure
         self._queue_news()  # which leaves with the END
 
@@ -131,4 +129,4 @@ class _SyncRequest:
         """The client wants no more, or is gone: stop, unless it wished otherwise."""
         self._failure = failure
         if not self._request.detach or isinstance(failure, CancelledByClientError):
-            self._work.cancel()
+            self._channel.give_up(failure)

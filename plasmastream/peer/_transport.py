@@ -5,6 +5,7 @@ Works on Trio and on asyncio. Everything that goes wrong below becomes a `PeerEr
 
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -122,6 +123,8 @@ class TcpTransport:
         self._socket = sock
         self._calls = 0
         self._low_water = 1
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         try:
             self.peer = format_address(sock.getpeername())
         except OSError:
@@ -135,7 +138,9 @@ class TcpTransport:
 
     async def receive_into(self, buffer: memoryview, *, timeout: float, expected: int = 1) -> int:
         """See `Transport.receive_into`."""
-        await self._breathe()
+        self._calls += 1
+        if self._calls >= _CALLS_PER_CHECKPOINT:
+            await self._breathe()
         deadline: float | None = None
         low_water = min(expected, len(buffer), _LOW_WATER)
         while True:
@@ -168,7 +173,9 @@ class TcpTransport:
         blocks = [memoryview(block).cast("B") for block in _joined(pieces)]
         try:
             while blocks:
-                await self._breathe()
+                self._calls += 1
+                if self._calls >= _CALLS_PER_CHECKPOINT:
+                    await self._breathe()
                 try:
                     nbytes = self._send_some(blocks)
                 except BlockingIOError:
@@ -191,13 +198,15 @@ class TcpTransport:
 
     def _send_some(self, blocks: list[memoryview]) -> int:
         """Send from the first of some blocks, of a short one and the next, and drop from them what was sent."""
-        first, *_ = blocks
-        with first[:_SEND_STEP] as step:
-            if len(first) < _SEND_STEP and len(blocks) > 1:
-                with blocks[1][:_SEND_STEP] as next_step:
-                    nbytes = left = self._socket.sendmsg((step, next_step))
-            else:
+        first = blocks[0]
+        if len(first) >= _SEND_STEP:
+            with first[:_SEND_STEP] as step:
                 nbytes = left = self._socket.send(step)
+        elif len(blocks) == 1:
+            nbytes = left = self._socket.send(first)
+        else:
+            with blocks[1][:_SEND_STEP] as next_step:
+                nbytes = left = self._socket.sendmsg((first, next_step))
         while blocks and left >= len(blocks[0]):
             left -= len(blocks[0])
             blocks.pop(0).release()
@@ -208,13 +217,10 @@ class TcpTransport:
 
     def is_quiet(self) -> bool:
         """See `Transport.is_quiet`."""
-        try:
-            self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
+        if self._socket.fileno() < 0:
             return False
-        return False
+        self._sleep_until(1)
+        return not self._poll.poll(0)  # a read that fails takes four times as long
 
     def break_on_death(self, on: bool) -> None:
         """See `Transport.break_on_death`.
@@ -243,11 +249,9 @@ class TcpTransport:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, nbytes)
 
     async def _breathe(self) -> None:
-        """Let others run now and then, though this connection never has to wait."""
-        self._calls += 1
-        if self._calls >= _CALLS_PER_CHECKPOINT:
-            self._calls = 0
-            await anyio.lowlevel.checkpoint()
+        """Let others run, as is due now and then though this connection never has to wait."""
+        self._calls = 0
+        await anyio.lowlevel.checkpoint()
 
     def _late(self, what: str) -> PeerError:
         """The error after a wait in vain: the time was over, or the connection was closed meanwhile."""

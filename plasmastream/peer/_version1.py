@@ -1,8 +1,8 @@
 """A client of version 1 of the protocol, for peers that know no other, and prove it where that is in doubt."""
 
 import math
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from types import TracebackType
 from typing import Protocol
 
 import anyio
@@ -95,7 +95,7 @@ class Version1Client:
         self._limits = limits or _LIMITS
         self._connect = connect
         self._witness = witness
-        self._lock = anyio.Lock(fast_acquire=True)
+        self._turn = anyio.Semaphore(1, fast_acquire=True)
         self._link: _Link | None = None
 
     async def copy(
@@ -142,7 +142,7 @@ class Version1Client:
                 answer in time.
             RemoteProtocolError: it broke the protocol.
         """
-        async with self._lock, self._linked() as link:
+        async with self._turn, _Linked(self) as link:
             link.connection.request_sync(peer_requests)
             await self._send(link)
             patience = math.inf if timeout is None else timeout
@@ -168,7 +168,7 @@ class Version1Client:
         Raises:
             PeerError: the server cannot be reached.
         """
-        async with self._lock, self._linked() as link:
+        async with self._turn, _Linked(self) as link:
             await self._send(link)
 
     async def aclose(self) -> None:
@@ -186,7 +186,7 @@ class Version1Client:
         self, kind: TransferKind, object_ids: Sequence[ObjectID], store: ObjectStore, on_progress: Progress | None
     ) -> None:
         for first in range(0, len(object_ids), self._limits.max_objects):
-            async with self._lock, self._linked() as link:
+            async with self._turn, _Linked(self) as link:
                 wanted = object_ids[first : first + self._limits.max_objects]
                 link.connection.request_transfer(kind, wanted)
                 if kind is TransferKind.TAKE:
@@ -233,25 +233,23 @@ class Version1Client:
             raise UnreachableError(f"{transport.peer} ends connections, and answers in no version of the protocol")
         witness.note_old()
 
-    @asynccontextmanager
-    async def _linked(self) -> AsyncIterator[_Link]:
-        """A connection between requests; it is broken off when the block fails."""
+    async def link(self) -> _Link:
+        """A connection between requests: see `_Linked`."""
         if self._link is not None and not self._link.transport.is_quiet():
             self.disconnect()  # the server has closed it, being idle for long
         if self._link is None:
             transport = await self._connect(self.host, self.port, timeout=self._timeouts.connect)
             self._link = _Link(transport, ClientConnection(self._limits))
-        link = self._link
-        try:
-            yield link
-        except TransferError:  # a refusal: nothing is under way
+        return self._link
+
+    def give_up(self, link: _Link, error: BaseException) -> None:
+        """End a connection on which a request failed: in order after a refusal, when nothing is under way."""
+        if isinstance(error, TransferError):
             link.transport.break_on_death(False)
             self.disconnect()
-            raise
-        except BaseException:
+        else:
             link.transport.abort()
             self._link = None
-            raise
 
     def __str__(self) -> str:
         return format_address((self.host, self.port))
@@ -259,3 +257,20 @@ class Version1Client:
     def __repr__(self) -> str:
         return f"<Version1Client of {self}>"
 
+
+@attrs.define(eq=False)
+class _Linked:
+    """A connection between requests, within an `async with` block; it is broken off when the block fails."""
+
+    client: Version1Client
+    link: _Link | None = None
+
+    async def __aenter__(self) -> _Link:
+        self.link = await self.client.link()
+        return self.link
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self.link is not None:
+            self.client.give_up(self.link, error)

@@ -18,6 +18,7 @@ from plasmastream._client import Inspection, Ticket, check_ids
 from plasmastream._errors import StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
 from plasmastream.store._core import DEFAULT_MAX_OBJECTS, NotYetError, PendingGet, StoreCore
+from plasmastream.store._finishing import checkpoint_if_cancelled
 from plasmastream.store._inspect import inspect_page
 from plasmastream.store._object_store import Buffer, Lease, Leases, NewObject, UnsealedObject
 from plasmastream.store._spill import SpillDirectory
@@ -108,8 +109,11 @@ class EmbeddedStore:
     async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> Leases[Lease]:
         """Create and seal many small objects at once: see `ObjectStore.put_many`."""
         holder = _Holder(self.core, "in-process put")
-        columns = [(new.object_id, memoryview(new.data), memoryview(new.metadata), new.digest) for new in objects]
-        size = sum(len(data) + len(metadata) for _, data, metadata, _ in columns)
+        columns, size = [], 0
+        for new in objects:
+            data, metadata = memoryview(new.data), memoryview(new.metadata)
+            columns.append((new.object_id, data, metadata, new.digest))
+            size += len(data) + len(metadata)
         await self._breathe(len(columns), size)
         entries = await self._when_there_is_room(lambda: self.core.put_many(holder.client, columns), size, timeout)
         return Leases([holder.lease(entry) for entry in entries])
@@ -218,10 +222,10 @@ class EmbeddedStore:
 
         And to others, if it has been much since; they would wait for the bytes of large objects longer than for many.
         """
-        work = max(1, objects) + nbytes // _BYTES_PER_OBJECT
+        work = (objects or 1) + nbytes // _BYTES_PER_OBJECT
         self._since_turn += work
         if self._since_turn <= _OBJECTS_PER_TURN:
-            await anyio.lowlevel.checkpoint_if_cancelled()
+            await checkpoint_if_cancelled()
         else:
             self._since_turn = work
             await anyio.lowlevel.checkpoint()

@@ -11,8 +11,11 @@ from trio.testing import MockClock
 
 from plasmastream import LocalProtocolError, ObjectID
 from plasmastream.peer import Outcome, PeerRequest, PeerTimeouts, TransferKind
+from plasmastream.peer._channel import ClientChannel
+from plasmastream.peer._client import make_hello
 from plasmastream.store import Lease, Leases
 from plasmastream.testing import CallFault, MemoryTransport
+from plasmastream.wire.stream.v2 import Cancel, End, Fetch, Limits, Patience, Progress, Sync
 from tests.peer.helpers import Objects, contents, objects_of
 from tests.peer.world import FAR, NEAR, OBJECTS, PORT, SYNC, World, open_world
 
@@ -64,6 +67,36 @@ async def test_what_happens_when_a_client_leaves_is_its_choice(detach: bool, aut
         assert world.servers[NEAR]._dispatcher._receiving.is_empty != detach
         await trio.sleep(30)
         assert contents(world.stores[NEAR]) == (OBJECTS if detach else {})
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("peers", [1, 2])
+async def test_who_cancels_is_answered_at_once_and_may_ask_again(
+    peers: int, detach: bool, autojump_clock: MockClock
+) -> None:
+    async with open_world(SYNC) as world:
+        SlowFar(world, 20)
+        first, *others = OBJECTS
+        parts = [tuple(OBJECTS)] if peers == 1 else [(first,), tuple(others)]
+        request = Sync(tuple(Fetch(False, FAR, PORT, part) for part in parts), detach=detach)
+        transport = await world.connect(NEAR, PORT, timeout=1)
+        channel = await ClientChannel.greet(transport, make_hello(Limits()), Limits(), Patience())
+        for _ in range(2):
+            await channel.send(request)
+            await trio.sleep(5)
+            began = trio.current_time()
+            await channel.send(Cancel())
+            while not isinstance(event := await channel.next_event(), End):
+                assert isinstance(event, Progress)
+            assert event.outcome == Outcome.CANCELLED
+            assert trio.current_time() - began < 0.1
+            assert world.servers[NEAR]._services.syncs.is_empty
+            assert not contents(world.stores[NEAR])
+        await channel.send(request)
+        while await channel.answer() is not None:
+            pass
+        assert contents(world.stores[NEAR]) == OBJECTS
+        channel.close()
 
 
 async def test_who_left_comes_back_to_what_was_fetched_without_him(autojump_clock: MockClock) -> None:

@@ -75,13 +75,18 @@ def describe_status(status: int) -> str:
     return _WORDS.get(status) or f"unknown status 0x{status:02x}"
 
 
+def _address(value: str | bytes | int | IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    # What is one already would be written as text, and read again.
+    return value if type(value) in (IPv4Address, IPv6Address) else ip_address(value)  # type: ignore[return-value]
+
+
 @attrs.frozen
 class PeerRequest:
     """One part of a SYNC: which objects the server is to fetch from which peer."""
 
     kind: TransferKind
     """Whether the peer keeps its objects."""
-    address: IPv4Address | IPv6Address = attrs.field(converter=ip_address)
+    address: IPv4Address | IPv6Address = attrs.field(converter=_address)
     """Where the peer listens. The scope of an IPv6 address has no place in the protocol and is not sent."""
     port: int
     """The peer's TCP port, 1 to 65,535."""

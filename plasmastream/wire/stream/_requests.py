@@ -7,7 +7,7 @@ nothing; memory grows with the ids that have arrived, which may be more than the
 from collections.abc import Generator
 from itertools import starmap
 from struct import Struct
-from typing import Any
+from typing import Any, Final
 
 from plasmastream._errors import RemoteProtocolError
 from plasmastream._object_id import ObjectID
@@ -35,6 +35,8 @@ from plasmastream.wire.stream._messages import (
     PeerRequest,
     TransferKind,
 )
+
+_KINDS: Final = {int(kind): kind for kind in TransferKind}
 
 
 def parse_request(scratch: Scratch, limits: Limits) -> Generator[Signal, None, TransferRequested | SyncRequested]:
@@ -99,10 +101,10 @@ def _parse_sync(scratch: Scratch, limits: Limits) -> Generator[Signal, None, Syn
 
 
 def _transfer_kind(request_type: int) -> TransferKind:
-    try:
-        return TransferKind(request_type)
-    except ValueError:
-        raise RemoteProtocolError(f"a request has the unknown type {request_type}") from None
+    kind = _KINDS.get(request_type)
+    if kind is None:
+        raise RemoteProtocolError(f"a request has the unknown type {request_type}")
+    return kind
 
 
 def _read(scratch: Scratch, layout: Struct) -> Generator[Signal, None, tuple[Any, ...]]:

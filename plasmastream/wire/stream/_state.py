@@ -17,6 +17,8 @@ class Owed(Enum):
     SYNC = "a SYNC waits for answer_sync()"
     REST = "the connection goes on in version 2, after take_rest()"
 
+    __hash__ = object.__hash__  # that of an enum is written in Python
+
 
 NEXT: Final[dict[Owed, dict[str, Owed]]] = {
     Owed.NOTHING: {"transfer requested": Owed.TRANSFER, "sync requested": Owed.SYNC, "version 2 offered": Owed.REST},

@@ -6,6 +6,7 @@ not fit a mould, to the byte, goes the long way.
 """
 
 import struct
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
@@ -41,21 +42,8 @@ def encode_message(message: Message) -> bytes:
     Raises:
         LocalProtocolError: a field has a value that cannot be sent.
     """
-    match message:
-        case End(outcome, "", retry_after):
-            return _encode_end(outcome, retry_after)
-        case Outcomes(request, outcome, "", [index]):
-            return _encode_outcome(request, outcome, index)
-        case Progress([]):
-            return _no_progress
-        case Progress([Amount(objects, nbytes)]):
-            return _encode_amount(objects, nbytes)
-        case Open(token, take, encoding, [object_id]) if len(token) == TOKEN_SIZE:
-            return _mould_of_open(take, encoding).save(token, object_id)
-        case Sync([Fetch(take, host, port, [object_id])], False, 0.0, max_bytes, encoding):
-            return _mould_of_sync(take, host, port, max_bytes, encoding).save(b"", object_id)
-        case _:
-            return _encode(message)
+    encode = _WRITERS.get(message.type, _encode)
+    return encode(message)
 
 
 def decode_message(frame_type: FrameType, body: bytes | bytearray) -> Any:
@@ -64,26 +52,8 @@ def decode_message(frame_type: FrameType, body: bytes | bytearray) -> Any:
     Raises:
         RemoteProtocolError: the body is no such message.
     """
-    if len(body) > _SHORT:
-        return _decode(frame_type, body)
-    match frame_type:
-        case FrameType.END | FrameType.OUTCOMES | FrameType.PROGRESS:
-            return _decode_again(frame_type, bytes(body))
-        case FrameType.OPEN:
-            for take, mould in enumerate(_opens):
-                if (gaps := mould.load(body)) is not None:
-                    token, object_id = gaps
-                    return Open(token, bool(take), 0, (ObjectID(object_id),))
-        case FrameType.SYNC:
-            last = _syncs.get(len(body))
-            if last is not None and (gaps := _mould_of_sync(*last, 0, 0).load(body)) is not None:
-                return Sync((Fetch(*last, (ObjectID(gaps[1]),)),))
-            message = _decode(frame_type, body)
-            match message:
-                case Sync([Fetch(take, host, port, [_])], False, 0.0, 0, 0):
-                    _syncs[len(body)] = take, host, port
-            return message
-    return _decode(frame_type, body)
+    decode = _READERS.get(frame_type, _decode) if len(body) <= _SHORT else _decode
+    return decode(frame_type, body)
 
 
 def _encode(message: Message) -> bytes:
@@ -112,6 +82,49 @@ _no_progress: Final = _encode(Progress())
 # What is remembered is found by values and their types: 1.0 equals 1, and cannot be sent in its place.
 
 
+def _write_end(end: End) -> bytes:
+    return _encode(end) if end.reason else _encode_end(end.outcome, end.retry_after)
+
+
+def _write_outcomes(outcomes: Outcomes) -> bytes:
+    match outcomes:
+        case Outcomes(request, outcome, "", [index]):
+            return _encode_outcome(request, outcome, index)
+    return _encode(outcomes)
+
+
+def _write_progress(progress: Progress) -> bytes:
+    match progress.requests:
+        case []:
+            return _no_progress
+        case [Amount(objects, nbytes)]:
+            return _encode_amount(objects, nbytes)
+    return _encode(progress)
+
+
+def _write_open(request: Open) -> bytes:
+    match request.object_ids:
+        case [object_id] if len(request.token) == TOKEN_SIZE:
+            return _mould_of_open(request.take, request.encoding).save(request.token, object_id)
+    return _encode(request)
+
+
+def _write_sync(request: Sync) -> bytes:
+    match request:
+        case Sync([Fetch(take, host, port, [object_id])], False, 0.0, max_bytes, encoding):
+            return _mould_of_sync(take, host, port, max_bytes, encoding).save(b"", object_id)
+    return _encode(request)
+
+
+_WRITERS: Final[dict[FrameType, Callable[[Any], bytes]]] = {
+    FrameType.END: _write_end,
+    FrameType.OUTCOMES: _write_outcomes,
+    FrameType.PROGRESS: _write_progress,
+    FrameType.OPEN: _write_open,
+    FrameType.SYNC: _write_sync,
+}
+
+
 @lru_cache(_REMEMBERED, typed=True)
 def _encode_end(outcome: int, retry_after: float) -> bytes:
     return _encode(End(outcome, "", retry_after))
@@ -126,6 +139,37 @@ def _encode_outcome(request: int, outcome: int, index: int) -> bytes:
 def _encode_amount(objects: int, nbytes: int) -> bytes:
     return _encode(Progress((Amount(objects, nbytes),)))
 
+
+def _read_again(frame_type: FrameType, body: bytes | bytearray) -> Any:
+    return _decode_again(frame_type, bytes(body))
+
+
+def _read_open(frame_type: FrameType, body: bytes | bytearray) -> Any:
+    for take, mould in enumerate(_opens):
+        if (gaps := mould.load(body)) is not None:
+            token, object_id = gaps
+            return Open(token, bool(take), 0, (ObjectID(object_id),))
+    return _decode(frame_type, body)
+
+
+def _read_sync(frame_type: FrameType, body: bytes | bytearray) -> Any:
+    last = _syncs.get(len(body))
+    if last is not None and (gaps := _mould_of_sync(*last, 0, 0).load(body)) is not None:
+        return Sync((Fetch(*last, (ObjectID(gaps[1]),)),))
+    message = _decode(frame_type, body)
+    match message:
+        case Sync([Fetch(take, host, port, [_])], False, 0.0, 0, 0):
+            _syncs[len(body)] = take, host, port
+    return message
+
+
+_READERS: Final[dict[FrameType, Callable[[FrameType, bytes | bytearray], Any]]] = {
+    FrameType.END: _read_again,
+    FrameType.OUTCOMES: _read_again,
+    FrameType.PROGRESS: _read_again,
+    FrameType.OPEN: _read_open,
+    FrameType.SYNC: _read_sync,
+}
 
 _decode_again = lru_cache(_REMEMBERED)(_decode)
 

@@ -41,7 +41,6 @@ from plasmastream.wire.stream.v2._frames import (
     RUN,
     RUN_ENTRY,
     FrameType,
-    Head,
     check_of,
     pack_frame,
     resembles_answer,
@@ -65,6 +64,8 @@ AnyEvent: TypeAlias = Event | Message
 
 _ENCODINGS = {int(encoding): encoding for encoding in Encoding}
 _HEAD_OF_CHUNK = HEAD.size + CHUNK.size
+_ALWAYS_ALLOWED = MAX_HELLO_SIZE
+"""Bytes of a body that no frame is too small for."""
 
 
 class _Connection(ABC):
@@ -223,7 +224,7 @@ class _Connection(ABC):
         self._check_sending(message.type)
         check_message(message, self.limits, LocalProtocolError)
         body = encode_message(message)
-        if len(body) > self._most_bytes_of(message.type):
+        if len(body) > _ALWAYS_ALLOWED and len(body) > self._most_bytes_of(message.type):
             raise LocalProtocolError(f"a {message.type.name} of {len(body)} bytes is larger than allowed")
         if message.type in REQUESTS:
             self._tag = self._tag % 0xFFFF + 1
@@ -302,12 +303,12 @@ class _Connection(ABC):
         if self._is_in_frame:
             raise RemoteProtocolError("the connection ended in the middle of a frame")
 
-    def _accept(self, head: Head) -> bool:
+    def _accept(self, frame_type: FrameType, tag: int, length: int) -> bool:
         """Whether a frame of which this is the head is to be read; False where it is passed over."""
-        if head.type not in self.may_come[self.state]:
-            raise RemoteProtocolError(f"a frame {head.type.name} came out of place, in the state {self.state.name}")
-        if head.length > self._most_bytes_of(head.type):
-            raise RemoteProtocolError(f"a {head.type.name} announces a body of {head.length} bytes, too many")
+        if frame_type not in self.may_come[self.state]:
+            raise RemoteProtocolError(f"a frame {frame_type.name} came out of place, in the state {self.state.name}")
+        if length > _ALWAYS_ALLOWED and length > self._most_bytes_of(frame_type):
+            raise RemoteProtocolError(f"a {frame_type.name} announces a body of {length} bytes, too many")
         return True
 
     def _most_bytes_of(self, frame_type: FrameType) -> int:
@@ -332,14 +333,14 @@ class _Connection(ABC):
                 yield NEED_DATA
             self._in_frame = True
             self._liveness.begin_frame(self._liveness.last_progress)
-            head = unpack_head(octets)
-            wanted = self._accept(head)
-            body: bytes | bytearray | None = scratch.take_whole(head.length)
+            frame_type, tag, length, body_check = unpack_head(octets)
+            wanted = self._accept(frame_type, tag, length)
+            body: bytes | bytearray | None = scratch.take_whole(length)
             if body is None:
-                body = yield from self._read_body(head.length)
-            if check_of(body) != head.check:
-                raise DamagedError(f"the body of a {head.type.name} was damaged on its way")
-            match head.type:
+                body = yield from self._read_body(length)
+            if check_of(body) != body_check:
+                raise DamagedError(f"the body of a {frame_type.name} was damaged on its way")
+            match frame_type:
                 case FrameType.CHUNK:
                     yield from self._parse_chunk(body)
                 case FrameType.RUN:
@@ -349,13 +350,13 @@ class _Connection(ABC):
                     yield self._described(body)
                 case _:
                     self._in_frame = False
-                    message = decode_message(head.type, body)
+                    message = decode_message(frame_type, body)
                     check_message(message, self.limits, RemoteProtocolError)
                     if isinstance(message, Hello):
                         check(self.peer is None, "a second HELLO came, with %d features", len(message.features))
                         self._met(message)
-                    if head.type in CHANGING:
-                        self._changed_by(head.type)
+                    if frame_type in CHANGING:
+                        self._changed_by(frame_type)
                         self._liveness.expect(self._due(), self._liveness.last_progress)
                     if wanted:
                         yield message
@@ -492,10 +493,10 @@ class ClientConnection(_Connection):
         if self.state is not IDLE:
             raise RemoteProtocolError("the server ended the connection before the answer")
 
-    def _accept(self, head: Head) -> bool:
-        super()._accept(head)
-        if self.state not in (GREETING, IDLE) and head.tag != self._tag:
-            raise RemoteProtocolError(f"an answer has the tag {head.tag} instead of {self._tag}")
+    def _accept(self, frame_type: FrameType, tag: int, length: int) -> bool:
+        super()._accept(frame_type, tag, length)
+        if tag != self._tag and self.state not in (GREETING, IDLE):
+            raise RemoteProtocolError(f"an answer has the tag {tag} instead of {self._tag}")
         return True
 
 
@@ -538,15 +539,15 @@ class ServerConnection(_Connection):
             case _:
                 return None
 
-    def _accept(self, head: Head) -> bool:
-        super()._accept(head)
-        if head.type in REQUESTS:
-            self._tag = head.tag
-        elif head.type is FrameType.CANCEL:
+    def _accept(self, frame_type: FrameType, tag: int, length: int) -> bool:
+        super()._accept(frame_type, tag, length)
+        if frame_type in REQUESTS:
+            self._tag = tag
+        elif frame_type is FrameType.CANCEL:
             # One that came too late means a request that is over.
-            return self.state is not IDLE and head.tag == self._tag
-        elif head.tag != self._tag:
-            raise RemoteProtocolError(f"a frame {head.type.name} has the tag {head.tag} instead of {self._tag}")
+            return self.state is not IDLE and tag == self._tag
+        elif tag != self._tag:
+            raise RemoteProtocolError(f"a frame {frame_type.name} has the tag {tag} instead of {self._tag}")
         return True
 
 

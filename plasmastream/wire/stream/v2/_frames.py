@@ -15,7 +15,6 @@ from enum import IntEnum
 from struct import Struct
 from typing import Final
 
-import attrs
 from xxhash import xxh3_64_intdigest
 
 from plasmastream._errors import RemoteProtocolError
@@ -69,16 +68,6 @@ class FrameType(IntEnum):
 _TYPES: Final = {int(frame_type): frame_type for frame_type in FrameType}
 
 
-@attrs.frozen
-class Head:
-    """The head of a frame, checked."""
-
-    type: FrameType
-    tag: int
-    length: int
-    check: int
-
-
 def resembles_answer(octets: bytes | memoryview) -> bool:
     """Whether the first bytes of an answer to a greeting may be those of a HELLO or END, perhaps damaged.
 
@@ -102,8 +91,11 @@ def pack_frame(frame_type: FrameType, tag: int, body: bytes) -> bytes:
     return b"".join((start, _CHECKS.pack(*checks), body))
 
 
-def unpack_head(octets: bytes | memoryview) -> Head:
+def unpack_head(octets: bytes | memoryview) -> tuple[FrameType, int, int, int]:
     """Read the 16 bytes at the beginning of a frame.
+
+    Returns:
+        Its type, its tag, bytes of its body, and the check of that.
 
     Raises:
         DamagedError: they are not what was sent.
@@ -115,7 +107,7 @@ def unpack_head(octets: bytes | memoryview) -> Head:
     known = _TYPES.get(frame_type)
     if known is None or zero:
         raise RemoteProtocolError(f"a frame has the unknown type {frame_type}, {zero}")
-    return Head(known, tag, length, body_check)
+    return known, tag, length, body_check
 
 
 def unpack_run(content: bytes | bytearray, count: int) -> tuple[tuple[int, memoryview, memoryview], ...]:

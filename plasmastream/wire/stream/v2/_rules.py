@@ -3,11 +3,13 @@
 A rule is broken by us (`LocalProtocolError`) or by them (`RemoteProtocolError`): the caller says which error to raise.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 from plasmastream._errors import ProtocolError, RemoteProtocolError
+from plasmastream._object_id import ObjectID
 from plasmastream.wire.stream.v2._encodings import Encoding
-from plasmastream.wire.stream.v2._frames import RUN_ENTRY
+from plasmastream.wire.stream.v2._frames import RUN_ENTRY, FrameType
 from plasmastream.wire.stream.v2._limits import MAX_RUN_SIZE, Limits
 from plasmastream.wire.stream.v2._messages import Drop, Hello, Open, Put, Stat, Sync
 
@@ -20,32 +22,51 @@ def check(holds: bool, fault: str, number: int, error: type[ProtocolError] = Rem
 
 def check_message(message: Any, limits: Limits, error: type[ProtocolError]) -> None:
     """Raise `error` if a control message asks for too much, or contradicts itself."""
-    match message:
-        case Open(object_ids=ids) | Stat(object_ids=ids) | Put(object_ids=ids) | Drop(object_ids=ids):
-            check(1 <= len(ids) <= limits.max_objects, "a request names %d objects", len(ids), error)
-            if isinstance(message, Put):
-                check(len(ids) == len(message.sizes), "a PUT has sizes of %d objects", len(message.sizes), error)
-                for sizes in message.sizes:
-                    check_sizes(sizes.data, sizes.metadata, limits, error)
-        case Sync():
-            _check_sync(message, limits, error)
-        case Hello():
-            check(message.max_chunk > 0, "a HELLO allows chunks of %d bytes", message.max_chunk, error)
-        case _:
-            pass
+    rule = _RULES.get(message.type)
+    if rule is not None:
+        rule(message, limits, error)
+
+
+def _check_hello(hello: Hello, limits: Limits, error: type[ProtocolError]) -> None:
+    check(hello.max_chunk > 0, "a HELLO allows chunks of %d bytes", hello.max_chunk, error)
+
+
+def _check_ids(message: Open | Drop | Stat | Put, limits: Limits, error: type[ProtocolError]) -> None:
+    count = len(message.object_ids)
+    check(1 <= count <= limits.max_objects, "a request names %d objects", count, error)
+
+
+def _check_put(put: Put, limits: Limits, error: type[ProtocolError]) -> None:
+    _check_ids(put, limits, error)
+    count = len(put.sizes)
+    check(len(put.object_ids) == count, "a PUT has sizes of %d objects", count, error)
+    for sizes in put.sizes:
+        check_sizes(sizes.data, sizes.metadata, limits, error)
 
 
 def _check_sync(sync: Sync, limits: Limits, error: type[ProtocolError]) -> None:
     count = len(sync.requests)
     check(1 <= count <= limits.max_peer_requests, "a SYNC has %d peer requests", count, error)
+    objects = 0
     for request in sync.requests:
-        count = len(request.object_ids)
+        objects += (count := len(request.object_ids))
         check(1 <= count <= limits.max_objects, "a peer request names %d objects", count, error)
         check(request.port > 0, "a peer request names port %d", request.port, error)
-    count = sum(len(request.object_ids) for request in sync.requests)
-    check(count <= limits.max_sync_objects, "a SYNC names %d objects", count, error)
-    named = {object_id for request in sync.requests for object_id in request.object_ids}
-    check(len(named) == count, "a SYNC names %d objects, and some of them twice", count, error)
+    check(objects <= limits.max_sync_objects, "a SYNC names %d objects", objects, error)
+    named: set[ObjectID] = set()
+    for request in sync.requests:
+        named.update(request.object_ids)
+    check(len(named) == objects, "a SYNC names %d objects, and some of them twice", objects, error)
+
+
+_RULES: Final[dict[FrameType, Callable[[Any, Limits, type[ProtocolError]], None]]] = {
+    FrameType.HELLO: _check_hello,
+    FrameType.OPEN: _check_ids,
+    FrameType.DROP: _check_ids,
+    FrameType.STAT: _check_ids,
+    FrameType.PUT: _check_put,
+    FrameType.SYNC: _check_sync,
+}
 
 
 def check_sizes(data_size: int, metadata_size: int, limits: Limits, error: type[ProtocolError]) -> None:
@@ -56,9 +77,10 @@ def check_sizes(data_size: int, metadata_size: int, limits: Limits, error: type[
 
 def check_run(count: int, length: int, limits: Limits, error: type[ProtocolError]) -> None:
     """Raise `error` if a RUN of `count` objects, in `length` bytes, is too large."""
-    check(1 <= count <= limits.max_objects, "a run has %d objects", count, error)
-    most = MAX_RUN_SIZE + RUN_ENTRY.size * count
-    check(length <= most, "a run of %d bytes is larger than allowed", length, error)
+    if not 1 <= count <= limits.max_objects:
+        raise error(f"a run has {count} objects")
+    if length > MAX_RUN_SIZE + RUN_ENTRY.size * count:
+        raise error(f"a run of {length} bytes is larger than allowed")
 
 
 def check_payload(length: int, wire_length: int, most: int, encoding: Encoding, ours: Hello) -> None:
@@ -67,10 +89,12 @@ def check_payload(length: int, wire_length: int, most: int, encoding: Encoding, 
     Raises:
         RemoteProtocolError: it is too large, its sizes do not fit its encoding, or we did not name that.
     """
-    check(1 <= length <= most, "a payload of %d bytes is not allowed", length)
+    if not 1 <= length <= most:
+        raise RemoteProtocolError(f"a payload of {length} bytes is not allowed")
     match encoding:
         case Encoding.NONE:
-            check(wire_length == length, "a payload has two sizes: %d and another", length)
+            if wire_length != length:
+                raise RemoteProtocolError(f"a payload has two sizes: {length} and {wire_length}")
         case Encoding.ABSENT:
             check(wire_length == 0, "an absent payload has %d bytes", wire_length)
         case _:
