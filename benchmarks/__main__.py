@@ -24,6 +24,14 @@ PARTS: dict[str, Callable[[], AbstractContextManager[Sequence[Contest | Curve]]]
     "beside": beside.contests,
     "curves": curves.curves,
 }
+ROWS: dict[str, Set[int]] = {
+    "peer": set(range(1, 10)),
+    "store": set(range(10, 17)),
+    "start": {17},
+    "beside": set(),
+    "curves": {18},
+}
+"""Of the table of marks, what each part measures: what it needs is set up only where some of that is asked for."""
 
 
 def main() -> None:
@@ -31,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure plasmastream beside its rivals.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all, if none is named")
     parser.add_argument("--rounds", type=int, default=9, help="turns that each contestant has (9)")
-    parser.add_argument("--row", type=int, action="append", help="only this row of the table of marks")
+    parser.add_argument("--row", type=int, action="append", help="only this row of the table of marks, 1 to 18")
     parser.add_argument("--save", action="store_true", help="keep the results in the repository")
     asked = parser.parse_args()
     if asked.save and asked.row:
@@ -42,22 +50,32 @@ def main() -> None:
         parser.error(f"there is no part {unknown[0]!r}")
     if asked.rounds < 1:
         parser.error("there is at least one round")
-    failed, is_empty = False, True
-    for part in asked.parts or PARTS:
+    rows = set(asked.row or ())
+    parts = [part for part in asked.parts or PARTS if not rows or rows & ROWS[part]]
+    if not parts:
+        parser.error("nothing there has these rows")
+    try:
+        failed = _measure_all(parts, asked.rounds, rows, is_saved=asked.save)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(failed)
+
+
+def _measure_all(parts: Sequence[str], rounds: int, rows: Set[int], *, is_saved: bool) -> bool:
+    """Measure parts; True where one could not be measured."""
+    failed = False
+    for part in parts:
         print(f"{part}:", flush=True)
         setting = Setting()
         try:
-            results = measure(part, asked.rounds, set(asked.row or ()))
+            results = measure(part, rounds, rows)
         except RuntimeError as error:  # a process has failed, perhaps for want of memory; the other parts may do
             print(f"not measured: {error}", flush=True)
             failed = True
             continue
-        if asked.save:
+        if is_saved:
             print(f"kept in {save(part, results, setting)}")
-        is_empty = is_empty and not results
-    if is_empty and not failed:
-        parser.error("nothing there has these rows")
-    sys.exit(failed)
+    return failed
 
 
 def measure(part: str, rounds: int, rows: Set[int]) -> list[Outcome | Drawn]:
