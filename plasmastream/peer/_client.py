@@ -37,7 +37,7 @@ from plasmastream.peer._sync_client import SyncCall, SyncProgress
 from plasmastream.peer._timeouts import PeerTimeouts
 from plasmastream.peer._transport import DEFAULT_PORT, Connect, UnreachableError, connect, format_address
 from plasmastream.peer._version1 import NotOldError, Version1Client
-from plasmastream.store._object_store import NewObject, ObjectStore
+from plasmastream.store._object_store import NewObject, ObjectStore, check_ids
 from plasmastream.wire.plasma import ObjectInfo
 from plasmastream.wire.stream import PeerRequest, Status, TransferKind, describe_status
 from plasmastream.wire.stream.v2 import (
@@ -272,6 +272,7 @@ class PeerClient:
             PeerError: the peer cannot be reached, broke off, or speaks version 1 alone.
             RemoteProtocolError: it broke the protocol.
         """
+        check_ids(object_ids)
         found: list[ObjectInfo] = []
         with naming_objects(object_ids):
             for first in range(0, len(object_ids), self._limits.max_objects):
@@ -460,10 +461,13 @@ class _Statuses:
 
 
 def _ids_of(peer_requests: Sequence[PeerRequest]) -> list[ObjectID]:
+    for request in peer_requests:
+        check_ids(request.object_ids)
     return [object_id for request in peer_requests for object_id in request.object_ids]
 
 
 def _check_distinct(object_ids: Sequence[ObjectID], what: str = "a request") -> None:
+    check_ids(object_ids)
     if len(set(object_ids)) < len(object_ids):
         ((object_id, _),) = Counter(object_ids).most_common(1)
         raise LocalProtocolError(f"{what} names object {object_id} twice")

@@ -14,6 +14,7 @@ from plasmastream._client import Lease as Lease
 from plasmastream._client import Leases as Leases
 from plasmastream._client import NewObject as NewObject
 from plasmastream._client import Unsealed
+from plasmastream._client import check_ids as check_ids
 from plasmastream._object_id import ObjectID
 from plasmastream.store._finishing import notice_cancel
 from plasmastream.wire.plasma import ErrorCode, ObjectInfo, ObjectStatus
