@@ -83,7 +83,7 @@ _no_progress: Final = _encode(Progress())
 
 
 def _write_end(end: End) -> bytes:
-    return _encode(end) if end.reason else _encode_end(end.outcome, end.retry_after)
+    return _encode_end(end.outcome, end.retry_after) if end.reason == "" else _encode(end)
 
 
 def _write_outcomes(outcomes: Outcomes) -> bytes:
