@@ -24,12 +24,14 @@ import attrs
 import pytest
 
 from plasmastream import ObjectExistsError, ObjectID, StoreConnectionError, StoreFullError
+from plasmastream._client import copy
 from plasmastream.blocking import Lease, Leases, NewObject, StoreClient, UnsealedObject, open_store
 from plasmastream.blocking import _client as blocking
+from plasmastream.blocking._connection import StoreConnection
 from plasmastream.store import EmbeddedStore, ObjectStore
 from plasmastream.wire.plasma import NO_DIGEST, ErrorCode, ObjectInfo
 from tests.apache import StoreFactory
-from tests.interop.nodes import StoreProcess, wait_until
+from tests.interop.nodes import MIB, StoreProcess, peak_private_growth, wait_until
 from tests.store.helpers import CAPACITY, assert_untouched, names, open_descriptors, served_in_thread
 from tests.store.test_object_store import CHECKS, Check, Door
 
@@ -608,6 +610,43 @@ def test_put_many_sends_batches_and_takes_all_back(client: StoreClient, monkeypa
     assert [lease.object_id for lease in leases] == many
     del leases
     await_holders(client, dict.fromkeys([*many, D], 0))
+
+
+def test_put_many_that_is_interrupted_anywhere_leaves_nothing(
+    client: StoreClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = [NewObject(A, b"1"), NewObject(B, bytes(400_000)), NewObject(C, b"2"), NewObject(D, b"", bytes(400_000))]
+    left = 0
+
+    def interrupting(real: Callable[..., object]) -> Callable[..., object]:
+        def work(*arguments: object) -> object:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        return work
+
+    monkeypatch.setattr(StoreConnection, "call", interrupting(StoreConnection.call))
+    monkeypatch.setattr(blocking, "copy", interrupting(copy))
+    for turn in range(1, 2 * 2 + 2 * 3 + 1):  # two calls for what is small; two and the copy for what is large
+        left = turn
+        with pytest.raises(KeyboardInterrupt):
+            client.put_many(new)
+        wait_until(lambda: client.list_objects() == [], 5, "all is taken back")
+    client.put_many(new).release()
+    await_holders(client, dict.fromkeys((A, B, C, D), 0))
+
+
+@pytest.mark.parametrize("size", [64 * MIB, MIB])
+def test_large_objects_do_not_pass_through_the_stores_own_memory(size: int, socket_directory: Path) -> None:
+    count = 64 * MIB // size
+    with StoreProcess(socket_directory / "plasma", 100 * MIB) as store, open_store(store.socket_path) as client:
+        new = [NewObject(object_id, bytes(size)) for object_id in names(count)]
+        with peak_private_growth(store.pid) as growth:
+            client.put_many(new).release()
+        assert growth[0] < 16 * MIB
 
 
 def test_an_object_that_is_evicted_as_soon_as_it_is_put(client: StoreClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,14 @@ No event loop is imported here. `plasmastream.store` waits with anyio, `plasmast
 """
 
 from plasmastream._client._connection import RETRY_FIRST, RETRY_LAST, Connection, connect
-from plasmastream._client._copying import copy_and_digest
+from plasmastream._client._copying import copy, copy_and_digest
 from plasmastream._client._haste import Haste
 from plasmastream._client._lease import Buffer, FileSlice, Lease, Leases, NewObject, Ticket, Unsealed
 from plasmastream._client._requests import (
     AT_ONCE,
     DEFAULT_SOCKET,
     Inspection,
+    batch_request,
     batches,
     check,
     check_ids,
@@ -19,6 +20,7 @@ from plasmastream._client._requests import (
     octets,
     those_asked_for,
     wait_in_milliseconds,
+    written_in_place,
 )
 from plasmastream._client._session import Mapping, Session
 from plasmastream._client._socket import UnixSocket, close_descriptors
@@ -43,15 +45,18 @@ __all__ = [
     "UnixSocket",
     "Unsealed",
     "WatchedMemory",
+    "batch_request",
     "batches",
     "check",
     "check_ids",
     "close_descriptors",
     "connect",
+    "copy",
     "copy_and_digest",
     "name_of",
     "no_store_answers",
     "octets",
     "those_asked_for",
     "wait_in_milliseconds",
+    "written_in_place",
 ]

@@ -20,6 +20,11 @@ _PIECE = 256 << 10
 _WORKERS = min(2, len(os.sched_getaffinity(0)))
 
 
+def copy(source: Buffer, into: memoryview) -> None:
+    """Copy bytes into memory of the same size, without the interpreter's lock."""
+    ctypes.memmove(address_of(into), address_of(source), len(source))
+
+
 def copy_and_digest(source: Buffer, into: memoryview, metadata: Buffer) -> bytes:
     """Copy bytes into memory of the same size, and compute their digest; they must not change meanwhile.
 

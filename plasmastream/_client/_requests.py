@@ -17,7 +17,15 @@ from plasmastream._errors import (
 )
 from plasmastream._object_id import ObjectID
 from plasmastream._os_errors import reason_of
-from plasmastream.wire.plasma import MAX_INSPECTED, ErrorCode, InspectReply, InspectRequest, ObjectInfo, ObjectStatus
+from plasmastream.wire.plasma import (
+    MAX_INSPECTED,
+    CreateAndSealBatchRequest,
+    ErrorCode,
+    InspectReply,
+    InspectRequest,
+    ObjectInfo,
+    ObjectStatus,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer as AnyBuffer
@@ -27,6 +35,13 @@ DEFAULT_SOCKET = "/tmp/plasma"
 AT_ONCE = 64
 """Requests that may be sent before their replies are read: sockets hold so many in both directions."""
 
+_IN_PLACE = 384 << 10
+"""Bytes beyond which an object is written in place rather than sent with others.
+
+Measured, sent against written, by the blocking client and on Trio: 21 of 192 KiB, 6.3 ms against 6.9 and 5.8 against
+6.7; 10 of 384 KiB, 3.0 against 2.9 and 3.3 against 3.9; 20 of 400 kB, 6.8 against 4.6 and 7.1 against 6.6; 11 of
+700 kB, 7.0 against 2.8 and 10.9 against 4.3. What is sent costs the store as much memory of its own, too.
+"""
 _FOR_EVER = 1e9  # seconds; the protocol counts milliseconds in 64 bits
 _FIELD_NAME = re.compile(":[^:]*:")  # in the format of a buffer of structures
 
@@ -140,14 +155,33 @@ def name_of(batch: Sequence[NewObject]) -> str:
 
 
 def batches(objects: Sequence[NewObject], max_objects: int, max_bytes: int) -> list[list[NewObject]]:
-    """Cut into pieces that fit a frame of moderate size."""
+    """Cut into pieces that fit a frame of moderate size; what is `written_in_place` is a piece by itself."""
     pieces: list[list[NewObject]] = []
     nbytes = 0
+    is_over = True
     for new in objects:
         size = len(new.data) + len(new.metadata)
-        if not pieces or len(pieces[-1]) == max_objects or nbytes + size > max_bytes:
+        is_alone = size > _IN_PLACE
+        if is_over or is_alone or len(pieces[-1]) == max_objects or nbytes + size > max_bytes:
             pieces.append([])
             nbytes = 0
         pieces[-1].append(new)
         nbytes += size
+        is_over = is_alone
     return pieces
+
+
+def written_in_place(batch: Sequence[NewObject]) -> bool:
+    """Whether a piece is one object, so large that it is created, written and sealed instead of sent."""
+    return len(batch) == 1 and len(batch[0].data) + len(batch[0].metadata) > _IN_PLACE
+
+
+def batch_request(batch: Sequence[NewObject]) -> CreateAndSealBatchRequest:
+    """The request that creates, fills and seals a piece of small ones."""
+    return CreateAndSealBatchRequest(
+        object_ids=tuple(new.object_id for new in batch),
+        evict_if_full=True,
+        data=tuple(new.data for new in batch),
+        metadata=tuple(new.metadata for new in batch),
+        digests=tuple(new.digest for new in batch),
+    )

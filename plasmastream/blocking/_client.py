@@ -25,15 +25,18 @@ from plasmastream._client import (
     Session,
     Ticket,
     Unsealed,
+    batch_request,
     batches,
     check,
     check_ids,
     close_descriptors,
+    copy,
     copy_and_digest,
     name_of,
     octets,
     those_asked_for,
     wait_in_milliseconds,
+    written_in_place,
 )
 from plasmastream._errors import StoreConnectionError, StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
@@ -46,7 +49,6 @@ from plasmastream.wire.plasma import (
     ContainsReply,
     ContainsRequest,
     CreateAndSealBatchReply,
-    CreateAndSealBatchRequest,
     CreateReply,
     CreateRequest,
     DeleteReply,
@@ -221,7 +223,9 @@ class StoreClient:
         return object_id
 
     def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> Leases[Lease]:
-        """Create and seal many small objects with few round trips: all of them or none.
+        """Create and seal many objects: all of them or none.
+
+        Small ones travel together, larger ones are written in place one after the other. No size is too large.
 
         Args:
             objects: what to put.
@@ -239,16 +243,8 @@ class StoreClient:
         leases: Leases[Lease] = Leases()
         try:
             for batch in batches(objects, _BATCH_OBJECTS, _BATCH_BYTES):
-                request = CreateAndSealBatchRequest(
-                    object_ids=tuple(new.object_id for new in batch),
-                    evict_if_full=True,
-                    data=tuple(new.data for new in batch),
-                    metadata=tuple(new.metadata for new in batch),
-                    digests=tuple(new.digest for new in batch),
-                )
-                self._when_there_is_room(partial(self._put_batch, request, name_of(batch)), deadline)
-                put += request.object_ids
-                found = self.get(request.object_ids)
+                put_batch = self._put_in_place if written_in_place(batch) else self._put_together
+                found = put_batch(batch, put, deadline)
                 leases += [lease for lease in found if lease is not None]
                 if None in found:
                     raise StoreFullError("an object was evicted as soon as it was written: the store is too small")
@@ -465,8 +461,24 @@ class StoreClient:
 
         self._turn(work)
 
-    def _put_batch(self, request: CreateAndSealBatchRequest, what: str) -> None:
-        check(self._call(request, CreateAndSealBatchReply).error, what)
+    def _put_together(self, batch: Sequence[NewObject], put: list[ObjectID], deadline: float) -> Leases[Lease | None]:
+        request, what = batch_request(batch), name_of(batch)
+        self._when_there_is_room(lambda: check(self._call(request, CreateAndSealBatchReply).error, what), deadline)
+        put += request.object_ids
+        return self.get(request.object_ids)
+
+    def _put_in_place(self, batch: Sequence[NewObject], put: list[ObjectID], deadline: float) -> Leases[Lease | None]:
+        (new,) = batch
+        source = octets(new.data)
+        timeout = deadline - time.monotonic()
+        with self._writing(new.object_id, len(source), new.metadata, timeout) as unsealed:
+            copy(source, unsealed.data)
+            try:
+                unsealed.seal(new.digest)
+            finally:
+                if unsealed.is_sealed:
+                    put.append(new.object_id)
+            return self.get((new.object_id,))
 
     def _abort(self, session: _Session, object_id: ObjectID) -> None:
         def work(session: _Session) -> None:

@@ -28,15 +28,18 @@ from plasmastream._client import (
     NewObject,
     Session,
     Ticket,
+    batch_request,
     batches,
     check,
     check_ids,
     close_descriptors,
+    copy,
     copy_and_digest,
     name_of,
     octets,
     those_asked_for,
     wait_in_milliseconds,
+    written_in_place,
 )
 from plasmastream._errors import StoreConnectionError, StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
@@ -51,7 +54,6 @@ from plasmastream.wire.plasma import (
     ContainsReply,
     ContainsRequest,
     CreateAndSealBatchReply,
-    CreateAndSealBatchRequest,
     CreateReply,
     CreateRequest,
     DeleteReply,
@@ -175,22 +177,14 @@ class StoreClient:
         return object_id
 
     async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> Leases[Lease]:
-        """Create and seal many small objects with few round trips: see `ObjectStore.put_many`."""
+        """Create and seal many objects, small ones together, larger ones in place: see `ObjectStore.put_many`."""
         deadline = anyio.current_time() + timeout
         put: list[ObjectID] = []
         leases: Leases[Lease] = Leases()
         try:
             for batch in batches(objects, _BATCH_OBJECTS, _BATCH_BYTES):
-                request = CreateAndSealBatchRequest(
-                    object_ids=tuple(new.object_id for new in batch),
-                    evict_if_full=True,
-                    data=tuple(new.data for new in batch),
-                    metadata=tuple(new.metadata for new in batch),
-                    digests=tuple(new.digest for new in batch),
-                )
-                await self._call_for_room(request, CreateAndSealBatchReply, name_of(batch), deadline)
-                put += request.object_ids
-                found = await self.get(request.object_ids)
+                put_batch = self._put_in_place if written_in_place(batch) else self._put_together
+                found = await put_batch(batch, put, deadline)
                 leases += [lease for lease in found if lease is not None]
                 if None in found:
                     raise StoreFullError("an object was evicted as soon as it was written: the store is too small")
@@ -348,6 +342,32 @@ class StoreClient:
                 return reply, descriptors, session
             await anyio.sleep(min(delay, remaining))
             delay = min(2 * delay, RETRY_LAST)
+
+    async def _put_together(
+        self, batch: Sequence[NewObject], put: list[ObjectID], deadline: float
+    ) -> Leases[Lease | None]:
+        request = batch_request(batch)
+        await self._call_for_room(request, CreateAndSealBatchReply, name_of(batch), deadline)
+        put += request.object_ids
+        return await self.get(request.object_ids)
+
+    async def _put_in_place(
+        self, batch: Sequence[NewObject], put: list[ObjectID], deadline: float
+    ) -> Leases[Lease | None]:
+        (new,) = batch
+        source = octets(new.data)
+        timeout = deadline - anyio.current_time()
+        async with self.create(new.object_id, len(source), new.metadata, timeout=timeout) as unsealed:
+            if len(source) <= _DIGEST_IN_THREAD:
+                copy(source, unsealed.data)
+            else:
+                await finish_in_thread(copy, source, unsealed.data)
+            try:
+                await unsealed.seal(new.digest)
+            finally:  # a cancel that was put off is raised when it is sealed
+                if unsealed.is_sealed:
+                    put.append(new.object_id)
+            return await self.get((new.object_id,))
 
     async def _abort(self, session: Session[StoreConnection], object_id: ObjectID) -> None:
         with suppress(StoreConnectionError):  # then the store has aborted it by itself, or was told to

@@ -107,7 +107,7 @@ class EmbeddedStore:
             self.core.disconnect(writer)  # aborts, or lets go what was sealed
 
     async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> Leases[Lease]:
-        """Create and seal many small objects at once: see `ObjectStore.put_many`."""
+        """Create and seal many objects at once: see `ObjectStore.put_many`."""
         holder = _Holder(self.core, "in-process put")
         columns, size = [], 0
         for new in objects:

@@ -85,7 +85,9 @@ class ObjectStore(Protocol):
         ...
 
     async def put_many(self, objects: Sequence[NewObject], *, timeout: float = 0.0) -> Leases[Lease]:
-        """Create and seal many small objects with few round trips: all of them or none.
+        """Create and seal many objects: all of them or none.
+
+        Small ones travel together, larger ones are written in place one after the other. No size is too large.
 
         Args:
             objects: what to put.

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from plasmastream._client import _copying, copy_and_digest
+from plasmastream._client import _copying, copy, copy_and_digest
 from plasmastream.wire.plasma import LargeDigest, object_digest
 
 
@@ -25,6 +25,14 @@ def test_a_source_of_any_kind() -> None:
     into = memoryview(bytearray(len(source) + 2))[1:-1]
     copy_and_digest(source, into, b"")
     assert into == source
+
+
+@pytest.mark.parametrize("size", [0, 1, 5 << 20])
+def test_the_copy_alone(size: int) -> None:
+    source = random.Random(size).randbytes(size)
+    into = bytearray(size + 2)
+    copy(source, memoryview(into)[1:-1])
+    assert into == b"\0" + source + b"\0"
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -19,7 +19,7 @@ import trio
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from plasmastream import ObjectExistsError, ObjectID, StoreConnectionError, StoreError, StoreFullError, blocking
-from plasmastream._client import check, octets
+from plasmastream._client import _requests, check, octets
 from plasmastream.store import EmbeddedStore, Lease, Leases, NewObject, StoreClient, open_store
 from plasmastream.store import _client as client_module
 from plasmastream.store import _session as session_module
@@ -747,6 +747,12 @@ async def put_many(client: StoreClient, store: EmbeddedStore) -> None:
         lease.release()
 
 
+async def put_many_large(client: StoreClient, store: EmbeddedStore) -> None:
+    sizes = (400, 900, 400, 400, 501, 900, 900, 400)  # which are sent, written at once, and written in a thread
+    new = [NewObject(object_id, bytes(size)) for object_id, size in zip(names(8, "many"), sizes, strict=True)]
+    (await client.put_many(new)).release()
+
+
 async def get_some(client: StoreClient, store: EmbeddedStore) -> None:
     for lease in await client.get([A, B, D]):
         if lease is not None:
@@ -780,12 +786,14 @@ async def the_rest(client: StoreClient, store: EmbeddedStore) -> None:
 
 @pytest.mark.parametrize(
     "operation",
-    [create_and_seal, create_and_leave, put_many, get_some, wait_for_some, ask_for_many, the_rest],
+    [create_and_seal, create_and_leave, put_many, put_many_large, get_some, wait_for_some, ask_for_many, the_rest],
 )
 async def test_a_cancel_at_any_point_leaves_nothing(
     operation: Callable[[StoreClient, EmbeddedStore], Awaitable[None]], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_module, "_BATCH_BYTES", 1000)
+    monkeypatch.setattr(_requests, "_IN_PLACE", 500)
+    monkeypatch.setattr(client_module, "_DIGEST_IN_THREAD", 600)
     counters: list[CallCounter] = []
 
     def counted(real: Callable[..., object]) -> Callable[..., object]:

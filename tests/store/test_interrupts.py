@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from plasmastream import StoreConnectionError
-from plasmastream._client import Buffer, copy_and_digest
+from plasmastream import ObjectID, StoreConnectionError
+from plasmastream._client import copy, copy_and_digest
 from plasmastream.store import EmbeddedStore, NewObject, StoreClient, open_store
 from plasmastream.store import _client as client_module
 from plasmastream.store._finishing import finish
@@ -22,8 +22,10 @@ from tests.store.helpers import assert_untouched, names, open_descriptors, put, 
 
 A, B, C, D, ABSENT = names(5, "interrupts")
 MANY = names(30, "many interrupts")
+SIZES = (10, 1_200_000, 400_000, 20)
+MIXED = {object_id: b"m" * size for object_id, size in zip(names(4, "mixed"), SIZES, strict=True)}
 LARGE = 1_200_000
-TURNS = range(12)
+TURNS = range(24)
 
 Work: TypeAlias = Coroutine[Any, Any, None]
 
@@ -75,6 +77,10 @@ async def put_many(client: StoreClient) -> None:
     (await client.put_many([NewObject(object_id, b"c" * 10) for object_id in MANY])).release()
 
 
+async def put_many_large(client: StoreClient) -> None:
+    (await client.put_many([NewObject(*each) for each in MIXED.items()])).release()
+
+
 async def contains(client: StoreClient) -> None:
     assert (await client.contains([B, ABSENT, *MANY]))[:2] == [True, False]
 
@@ -97,6 +103,7 @@ OPERATIONS = [
     put_small,
     put_large,
     put_many,
+    put_many_large,
     contains,
     delete,
     the_rest,
@@ -166,15 +173,16 @@ async def check(client: StoreClient, store: EmbeddedStore) -> None:
         assert (lease.object_id, bytes(lease.data)) == (B, b"b" * 20)
     await client.put(b"d" * 30, object_id=D)
     async with open_store(client.path) as other:
-        with await other.get([A, B, C, D, *MANY]) as leases:
+        with await other.get([A, B, C, D, *MANY, *MIXED]) as leases:
             found = {lease.object_id: bytes(lease.data) for lease in leases if lease}
         await other.contains([B])  # the releases have been heard
     assert found.pop(B) == b"b" * 20
     assert found.pop(D) == b"d" * 30
     assert found.pop(A, b"a" * 10) == b"a" * 10
     assert found.pop(C, b"c" * 10) in (b"c" * 10, b"c" * LARGE)
+    assert {object_id: found.pop(object_id) for object_id in MIXED if object_id in found} in ({}, MIXED)
     assert list(found.values()) in ([], [b"c" * 10] * len(MANY))
-    await client.delete([A, C, D, *MANY])
+    await client.delete([A, C, D, *MANY, *MIXED])
     assert await client.contains([A, B, C, D]) == [False, True, False, False]
     async with asyncio.timeout(20):
         while store.core._pending:  # noqa: ASYNC110 - till the store has seen a get that was called off hang up
@@ -235,7 +243,7 @@ def test_a_cancel_of_asyncios_own_before_any_call_of_the_kernel(
             transport = session.connection._transport
             for method in ("flush_nowait", "receive_nowait"):
                 setattr(transport, method, counted(getattr(transport, method)))
-            for number in range(1, 8):
+            for number in range(1, 16):
                 countdown = number
                 task = asyncio.ensure_future(operation(client))
                 victims[:] = [task]
@@ -290,36 +298,43 @@ def test_who_has_caught_a_cancel_can_go_on(path: Path, store: EmbeddedStore) -> 
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("operation", "real", "written"), [(put_large, copy_and_digest, {C}), (put_many_large, copy, {*list(MIXED)[:2]})]
+)
 def test_memory_is_not_taken_from_a_thread_that_writes_it(
-    path: Path, store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+    operation: Callable[[StoreClient], Work],
+    real: Callable[..., bytes | None],
+    written: set[ObjectID],
+    path: Path,
+    store: EmbeddedStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    real = copy_and_digest
-    ended: list[bytes] = []
+    ended: list[bytes | None] = []
 
-    def copy(source: Buffer, into: memoryview, metadata: Buffer) -> bytes:
+    def wait_and_copy(*arguments: object) -> bytes | None:
         begun.set()
         assert go_on.wait(20)
-        ended.append(real(source, into, metadata))
+        ended.append(real(*arguments))
         return ended[0]
 
-    monkeypatch.setattr(client_module, "copy_and_digest", copy)
+    monkeypatch.setattr(client_module, real.__name__, wait_and_copy)
 
     async def main() -> None:
         async with open_store(path) as client:
-            task = asyncio.ensure_future(put_large(client))
+            task = asyncio.ensure_future(operation(client))
             assert await asyncio.to_thread(begun.wait, 20)
             for _ in range(3):
                 task.cancel()
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
             assert not task.done()
-            assert [entry.object_id for entry in store.core.table] == [C]
+            assert {entry.object_id for entry in store.core.table} == written
             go_on.set()
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert ended
-            assert await client.contains([C]) == [False]
+            assert not any(await client.contains([*written]))
             assert_untouched(store)
 
     asyncio.run(main())

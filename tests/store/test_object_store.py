@@ -24,6 +24,7 @@ from plasmastream.wire.plasma import NO_DIGEST, ErrorCode, object_digest
 from tests.store.helpers import CAPACITY, assert_untouched, names, open_descriptors, served_in_thread
 
 A, B, C, D = names(4)
+LARGE = 400_001  # bytes of an object that clients write in place
 
 
 @attrs.frozen
@@ -312,6 +313,64 @@ async def test_put_many_is_all_or_none(door: Door) -> None:
     with pytest.raises(StoreFullError):
         await door.store.put_many([NewObject(object_id, bytes(CAPACITY // 2)) for object_id in (A, B, D)])
     assert await door.store.contains([A, B, D]) == [False] * 3
+
+
+@contract
+async def test_put_many_keeps_the_order_of_small_and_large(door: Door) -> None:
+    sizes = (3, LARGE, 0, 4, LARGE - 1, 5)
+    new = [
+        NewObject(object_id, bytes([65 + size % 7]) * size, b"m" * (number % 3), object_id[:8])
+        for number, (object_id, size) in enumerate(zip(names(6, "mixed"), sizes, strict=True))
+    ]
+    leases = await door.store.put_many(new)
+    assert [(lease.object_id, lease.data, lease.metadata) for lease in leases] == [
+        (each.object_id, each.data, each.metadata) for each in new
+    ]
+    listed = await door.store.list_objects([each.object_id for each in new])
+    assert [(info.digest, info.ref_count) for info in listed] == [(each.digest, 1) for each in new]
+    assert await door.store.evict(CAPACITY) == 0
+    leases.release()
+    await door.settle()
+    assert await door.store.evict(CAPACITY) == sum(sizes) + sum(len(each.metadata) for each in new)
+
+
+@contract
+async def test_put_many_of_large_ones_is_all_or_none(door: Door) -> None:
+    await door.put(C, b"c")
+    large, metadata = NewObject(A, bytes(LARGE)), NewObject(B, b"", bytes(LARGE))
+    for batch in (
+        [large, NewObject(C, b"x")],
+        [large, NewObject(C, bytes(LARGE))],
+        [NewObject(B, b"x"), large, metadata],
+        [large, metadata, large],
+    ):
+        with pytest.raises(ObjectExistsError):
+            await door.store.put_many(batch)
+        assert await door.store.contains([A, B, C]) == [False, False, True]
+    for too_much in (NewObject(D, bytes(LARGE)), NewObject(D, bytes(CAPACITY + 1))):
+        with pytest.raises(StoreFullError):
+            await door.store.put_many([large, metadata, too_much])
+        assert await door.store.contains([A, B, D]) == [False] * 3
+    assert {info.object_id for info in await door.store.list_objects()} <= {C}
+    (await door.store.put_many([large, metadata])).release()
+
+
+@contract
+async def test_put_many_waits_for_room_for_a_large_one(door: Door) -> None:
+    held = await door.store.put_many([NewObject(A, bytes(LARGE)), NewObject(B, bytes(LARGE))])
+    new = [NewObject(C, b"c"), NewObject(D, b"d" * LARGE)]
+    with pytest.raises(StoreFullError):
+        await door.store.put_many(new, timeout=0.01)
+    assert await door.store.contains([C, D]) == [False, False]
+    async with anyio.create_task_group() as tasks:
+
+        async def put() -> None:
+            (await door.store.put_many(new, timeout=20)).release()
+
+        tasks.start_soon(put)
+        await door.settle()
+        held.release()
+    assert await door.read(D) == (b"d" * LARGE, b"")
 
 
 # get
