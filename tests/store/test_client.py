@@ -7,7 +7,7 @@ import gc
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -170,18 +170,45 @@ async def test_prefault_touches_the_whole_store(monkeypatch: pytest.MonkeyPatch)
 # Leases and what is told to the store
 
 
+class _Amid(trio.abc.Instrument):
+    """Does something as soon as a client waits for an answer: to look for that from a task may be too late."""
+
+    def __init__(self, client: StoreClient, act: Callable[[], None]) -> None:
+        self._client = client
+        self._act = act
+        self.has_acted = False
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        session = self._client._session
+        if not self.has_acted and session is not None and session.connection.is_busy:
+            self._act()  # what it raises is logged
+            self.has_acted = True
+
+
+@contextmanager
+def amid_an_exchange(client: StoreClient, act: Callable[[], None]) -> Iterator[None]:
+    """A block in which a client asks for something; when it has, and before it has an answer, `act` is called."""
+    amid = _Amid(client, act)
+    trio.lowlevel.add_instrument(amid)
+    yield
+    trio.lowlevel.remove_instrument(amid)  # gone already, where it raised: that is an error here, too
+    assert amid.has_acted
+
+
 async def test_a_release_during_an_exchange_is_deferred(path: Path) -> None:
     async with client_of_a_store(path) as (client, store):
         put(store, A, b"a")
         put(store, B, b"b")
         (lease,) = await client.get([A])
         assert lease is not None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(client.list_objects)
-            while client._session is None or not client._session.connection.is_busy:
-                await trio.lowlevel.cancel_shielded_checkpoint()
+
+        def release() -> None:
             lease.release()
+            assert client._session is not None
             assert client._session._let_go == [A]
+
+        with amid_an_exchange(client, release):
+            await client.list_objects()
         await wait_all_tasks_blocked()
         assert_untouched(store)
 
@@ -193,16 +220,8 @@ async def test_what_is_released_while_it_is_got_again_is_still_held(path: Path) 
         put(store, B, b"b")
         (lease,) = await client.get([A])
         assert lease is not None
-        got: list[Lease | None] = []
-
-        async def get_both() -> None:
-            got.extend(await client.get([A, B]))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(get_both)
-            while client._session is None or not client._session.connection.is_busy:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-            lease.release()
+        with amid_an_exchange(client, lease.release):
+            got = await client.get([A, B])
         assert None not in got
         assert await client.evict(10) == 0
         for each in got:
@@ -399,20 +418,13 @@ def test_views_outlive_the_client_and_its_loop(loop: str, whose: str, request: p
 
 
 async def test_a_client_that_is_closed_in_the_midst_of_a_request_holds_nothing(path: Path) -> None:
-    async with served(path) as store, trio.open_nursery() as nursery:
+    async with served(path) as store:
         put(store, A, b"a")
-
-        async def ask(client: StoreClient) -> None:
-            with pytest.raises(StoreConnectionError, match="is closed"):
-                await client.list_objects()
-
         async with open_store(path) as client:
             (lease,) = await client.get([A])
             assert lease is not None
-            nursery.start_soon(ask, client)
-            while client._session is None or not client._session.connection.is_busy:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-            client._close()
+            with amid_an_exchange(client, client._close), pytest.raises(StoreConnectionError, match="is closed"):
+                await client.list_objects()
         await wait_all_tasks_blocked()
         assert bytes(lease.data) == b"a"
         assert_untouched(store)
