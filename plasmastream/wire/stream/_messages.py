@@ -76,8 +76,10 @@ def describe_status(status: int) -> str:
 
 
 def _address(value: str | bytes | int | IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    # What is one already would be written as text, and read again.
-    return value if type(value) in (IPv4Address, IPv6Address) else ip_address(value)  # type: ignore[return-value]
+    # What is one already would be written as text, and read again. Not a subclass: an interface is one, with a mask.
+    if type(value) is IPv4Address or type(value) is IPv6Address:
+        return value
+    return ip_address(value)
 
 
 @attrs.frozen
