@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,10 +35,10 @@ def scratch() -> Iterator[Path]:
 class Process:
     """A process of ours, and what it says on standard error."""
 
-    def __init__(self, command: Sequence[str | Path], *, pipes: bool) -> None:
+    def __init__(self, command: Sequence[str | Path], *, pipes: bool, env: Mapping[str, str] | None) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (`process` closes it)
         pipe = subprocess.PIPE if pipes else subprocess.DEVNULL
-        self.popen = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, cwd=ROOT, text=True)
+        self.popen = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, cwd=ROOT, env=env, text=True)
 
     def failure(self) -> RuntimeError:
         """What to raise where it ended too early."""
@@ -57,9 +57,11 @@ class Process:
 
 
 @contextlib.contextmanager
-def process(command: Sequence[str | Path], *, pipes: bool = False) -> Iterator[Process]:
+def process(
+    command: Sequence[str | Path], *, pipes: bool = False, env: Mapping[str, str] | None = None
+) -> Iterator[Process]:
     """A process that runs as long as the block, at most."""
-    started = Process(command, pipes=pipes)
+    started = Process(command, pipes=pipes, env=env)
     try:
         yield started
     finally:
