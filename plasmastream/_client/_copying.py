@@ -6,10 +6,10 @@ without the interpreter's lock, which is why memory is moved by address here: an
 the lock for as long as it takes.
 """
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Iterable
-from threading import Thread
+from _thread import allocate_lock, start_new_thread
 
 from plasmastream._client._lease import Buffer
 from plasmastream._client._watched import address_of
@@ -17,7 +17,7 @@ from plasmastream.wire.plasma import LargeDigest, object_digest
 
 _LARGE = 4 << 20  # a thread is worth its start from here on
 _PIECE = 256 << 10
-_WORKERS = min(2, len(os.sched_getaffinity(0)))
+_IS_SHARED = len(os.sched_getaffinity(0)) > 1
 
 
 def copy(source: Buffer, into: memoryview) -> None:
@@ -35,9 +35,12 @@ def copy_and_digest(source: Buffer, into: memoryview, metadata: Buffer) -> bytes
         return object_digest(into, metadata)
     digest = LargeDigest(len(source))
     view, beginning, end = memoryview(source), address_of(source), address_of(into)
+    parts = iter(range(len(digest.spans)))  # whoever is free takes the next
     is_over = False
+    failure: BaseException | None = None
+    busy = allocate_lock()
 
-    def work(parts: Iterable[int]) -> None:
+    def work() -> None:
         for part in parts:
             span = digest.spans[part]
             for start in range(span.start, span.stop, _PIECE):
@@ -47,46 +50,31 @@ def copy_and_digest(source: Buffer, into: memoryview, metadata: Buffer) -> bytes
                 digest.update(part, view[start:stop])
                 ctypes.memmove(end + start, beginning + start, stop - start)
 
-    parts = range(len(digest.spans))
-    threads = [_Beside(work, parts[first::_WORKERS]) for first in range(1, _WORKERS)]
+    def work_beside() -> None:
+        nonlocal failure
+        with busy:
+            try:
+                work()
+            except BaseException as error:
+                failure = error
+
     try:
-        for thread in threads:
-            thread.start()
-        work(parts[::_WORKERS])
+        if _IS_SHARED:
+            # A bare thread: nobody waits until it has started. If it comes too late, there is nothing left to do.
+            with contextlib.suppress(RuntimeError):
+                start_new_thread(work_beside, ())
+        work()
     except BaseException:
         is_over = True
         raise
     finally:
-        _end_all(threads)
-    return digest.result(metadata)
-
-
-class _Beside(Thread):
-    """Some of the work, in a thread."""
-
-    def __init__(self, work: Callable[[Iterable[int]], None], parts: Iterable[int]) -> None:
-        super().__init__(daemon=True)
-        self._work = work
-        self._parts = parts
-        self.failure: BaseException | None = None
-
-    def run(self) -> None:
-        """Do it."""
-        try:
-            self._work(self._parts)
-        except BaseException as error:
-            self.failure = error
-
-
-def _end_all(threads: Iterable[_Beside]) -> None:
-    """Wait for threads to end, whatever interrupts that, and however often; then raise what was raised."""
-    failure: BaseException | None = None
-    for thread in threads:
-        while thread.is_alive():
+        has_ended = False
+        while not has_ended:  # whatever interrupts that, and however often; in place, since a call can be interrupted
             try:
-                thread.join()
+                with busy:
+                    has_ended = True
             except BaseException as error:
                 failure = error
-        failure = thread.failure or failure
-    if failure is not None:
-        raise failure
+        if failure is not None:
+            raise failure
+    return digest.result(metadata)

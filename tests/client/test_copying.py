@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -10,9 +11,9 @@ from plasmastream.wire.plasma import LargeDigest, object_digest
 
 
 @pytest.mark.parametrize("size", [0, 1, (4 << 20) - 1, 4 << 20, (4 << 20) + 1, (5 << 20) + 77])
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_the_copy_and_its_digest(size: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_copying, "_WORKERS", workers)
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_the_copy_and_its_digest(size: int, is_shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_copying, "_IS_SHARED", is_shared)
     source = random.Random(size).randbytes(size)
     into = memoryview(bytearray(size))
     digest = copy_and_digest(source, into, b"about it")
@@ -35,19 +36,52 @@ def test_the_copy_alone(size: int) -> None:
     assert into == b"\0" + source + b"\0"
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_no_thread_outlives_a_failure(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Part 0 is hashed by the caller, part 1 beside it."""
-    monkeypatch.setattr(_copying, "_WORKERS", 2)
-    update = LargeDigest.update
+def test_where_no_thread_can_start_one_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_copying, "_IS_SHARED", True)
+    monkeypatch.setattr(_copying, "start_new_thread", start)
+    source, into = random.Random(1).randbytes(5 << 20), memoryview(bytearray(5 << 20))
+    assert copy_and_digest(source, into, b"") == object_digest(source)
+    assert into == source
+
+
+def test_a_thread_that_starts_too_late_finds_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[Callable[[], None]] = []
+    monkeypatch.setattr(_copying, "_IS_SHARED", True)
+    monkeypatch.setattr(_copying, "start_new_thread", lambda work, _: late.append(work))
+    source, into = random.Random(1).randbytes(5 << 20), memoryview(bytearray(5 << 20))
+    assert copy_and_digest(source, into, b"") == object_digest(source)
+    into[:] = bytes(len(into))
+    late[0]()
+    assert into == bytes(len(into))
+
+
+@pytest.mark.parametrize("failing", ["the caller", "who works beside it"])
+def test_nothing_is_written_after_a_failure(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the two fails at its first piece, when both have begun."""
+    update, caller = LargeDigest.update, threading.get_ident()
+    have_begun, mine = threading.Barrier(2), threading.local()
+    threads = []
+
+    def start(work: Callable[[], None], arguments: tuple[()]) -> None:
+        threads.append(threading.Thread(target=work, args=arguments))
+        threads[0].start()
 
     def fail(self: LargeDigest, part: int, data: memoryview) -> None:
-        if part == failing:
-            raise KeyboardInterrupt
+        if not hasattr(mine, "has_begun"):
+            mine.has_begun = have_begun.wait(20)
+            if (threading.get_ident() == caller) is (failing == "the caller"):
+                raise KeyboardInterrupt
         update(self, part, data)
 
+    monkeypatch.setattr(_copying, "_IS_SHARED", True)
+    monkeypatch.setattr(_copying, "start_new_thread", start)
     monkeypatch.setattr(LargeDigest, "update", fail)
-    before = threading.active_count()
+    into = memoryview(bytearray(64 << 20))
     with pytest.raises(KeyboardInterrupt):
-        copy_and_digest(bytes(8 << 20), memoryview(bytearray(8 << 20)), b"")
-    assert threading.active_count() == before
+        copy_and_digest(b"\1" * len(into), into, b"")
+    written = bytes(into)
+    threads[0].join(20)
+    assert into == written
