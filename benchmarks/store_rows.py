@@ -1,7 +1,7 @@
 """Rows 10 to 16: one store on one machine, beside Apache's pair of client and store.
 
 Who does the work is a process of its own in every case, and times itself. "Apache's pair" is `pyarrow.plasma` at
-Apache's store; the others have our store, our client, or both in its place.
+Apache's store; the others have our store, our client, or both in its place. A large put has floors, too.
 """
 
 import contextlib
@@ -15,6 +15,8 @@ PAIR = "Apache's pair"
 UNDER_APACHE = "our store under `pyarrow.plasma`"
 BLOCKING = "our blocking client and store"
 ON_TRIO = "our Trio client and store"
+DIGEST = "the digest alone, by two threads"
+COPY = "the copy alone, by two threads"
 
 _MEMORY = 256 << 20
 _SMALL = 100
@@ -40,6 +42,8 @@ def contests() -> Iterator[Sequence[Contest]]:
             BLOCKING: start("blocking", ours),
             ON_TRIO: start("on_trio", ours),
             PAIR: start("apache", theirs),
+            DIGEST: start("digest_alone", ours),
+            COPY: start("copy_alone", ours),
         }
         crowds = {
             BLOCKING: [start("blocking", ours) for _ in range(_CLIENTS)],
@@ -49,9 +53,15 @@ def contests() -> Iterator[Sequence[Contest]]:
         missing = {PAIR: reason} if reason else {}
 
         def contest(
-            row: int, work: str, unit: str, who: str, marks: Sequence[Mark], turns: Callable[[str], Turn | None]
+            row: int,
+            work: str,
+            unit: str,
+            who: str,
+            marks: Sequence[Mark],
+            turns: Callable[[str], Turn | None],
+            *floors: str,
         ) -> Contest:
-            taking_part = {name: turn for name in (who, PAIR) if (turn := turns(name)) is not None}
+            taking_part = {name: turn for name in (who, PAIR, *floors) if (turn := turns(name)) is not None}
             return Contest(row, f"{work}: {who}", unit, taking_part, marks, missing)
 
         yield [
@@ -89,6 +99,8 @@ def contests() -> Iterator[Sequence[Contest]]:
                     BLOCKING,
                     [at_least(1.5, PAIR)],
                     _rate(workers, "put", 10, _LARGE, 10 * _LARGE / 1e9),
+                    DIGEST,
+                    COPY,
                 ),
                 *(
                     contest(
@@ -102,7 +114,7 @@ def contests() -> Iterator[Sequence[Contest]]:
                     for who in (BLOCKING, UNDER_APACHE)
                 ),
             ]
-            if entry.contestants and len(entry.contestants) + len(entry.missing) == 2
+            if len(entry.contestants) + len(entry.missing) >= 2
         ]
 
 

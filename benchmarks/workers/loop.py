@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from threading import Thread
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -39,3 +40,17 @@ def seconds(do: Callable[[], object]) -> float:
     start = time.perf_counter()
     do()
     return time.perf_counter() - start
+
+
+def by_two_threads(do: Callable[[T], object], items: Iterable[T]) -> None:
+    """Call with each item: whichever of two threads is free takes the next."""
+    rest = iter(items)
+
+    def work() -> None:
+        for item in rest:
+            do(item)
+
+    beside = Thread(target=work)
+    beside.start()
+    work()
+    beside.join()
