@@ -158,7 +158,8 @@ class Gauge:
         """In words that have none of the ids, which nobody has ever named."""
         words = result.reason or describe_outcome(result.outcome)
         one = f"an object of {in_units(size)}"
-        words = words.replace(f"object {result.object_id}", one).rpartition("take it again; ")[2]
+        words = words.replace(f"object {result.object_id}", one)
+        words = words.removeprefix("it has arrived, but the source may have it still; ").removesuffix("; take it again")
         if result.outcome == Outcome.NOT_FOUND:
             words = "what is put there is evicted at once"
         if result.outcome in _NO_ROOM:
