@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from plasmastream.cli import _bench, _waits
-from plasmastream.cli._bench import Gauge
+from plasmastream.cli._bench import Gauge, NoRoomError, open_gauge
+from plasmastream.cli._types import Address
 from plasmastream.peer import PeerTimeouts
 from plasmastream.store import open_store
 from tests.apache import short_directory
@@ -142,6 +143,25 @@ def test_a_store_with_room_for_few_of_them() -> None:
         assert last["size"] == 64 << 10
         assert last["objects"] <= 4
         assert trio.run(objects_at, there.socket) == []
+
+
+@pytest.mark.usefixtures("however_long")
+def test_a_store_that_has_not_room_for_one_run() -> None:
+    """It is not waited for room that only what is measured with has."""
+    with short_directory() as directory, node(directory / "s", memory="4KiB") as there:
+        result = run_here("bench", there.address, "--max-size", "8KiB", "--seconds", "0.03", "--json")
+        why = f"the store of {there.address} has no room for an object of 8KiB: it has 8,192 bytes, and the store 4,096"
+        assert (result.status, result.err) == (0, f"plasmastream: 8KiB and more are left out: {why}\n")
+        row = json.loads(result.text)["rates"][-1]
+        assert (row["size"], 1 <= row["objects"] <= 4) == (1 << 10, True)
+
+
+async def test_a_machine_without_the_memory(there: Node) -> None:
+    host, _, port = there.address.partition(":")
+    async with open_gauge(Address(host, int(port)), 1 << 50) as gauge:
+        with pytest.raises(NoRoomError, match=r"^this machine has no memory for them: [^;]*$"):
+            await gauge.measure(1 << 50, 0.03, lambda share: None)
+        assert not gauge.remaining
 
 
 @pytest.mark.usefixtures("however_long")
