@@ -138,7 +138,7 @@ class Gauge:
             "put": await self._time(size, self._peer.put(new, on_progress=report)),
             "copy": await self._time(size, fetch(copy)),
             "one connection": await self._time(size, fetch(copy, max_bytes=1)),
-            "no checksums": await self._time(
+            "version 1": await self._time(
                 size, self._old_peer.fetch(copy, ids, self._store, on_progress=report)
             ),
             "take": await self._time(size, fetch(take)),
