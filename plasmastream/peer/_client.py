@@ -93,6 +93,8 @@ class PeerClient:
         version: int | None = None,
         hello: Hello | None = None,
     ) -> None:
+        if not isinstance(host, str) or not isinstance(port, int):
+            raise TypeError(f"a peer has a host as text and a port as a number, not {host!r:.80} and {port!r:.80}")
         if version not in (None, 1, 2):
             raise ValueError(f"there are versions 1 and 2, not {version}")
         self.host = host
@@ -144,9 +146,11 @@ class PeerClient:
             What became of each object, in order. With a peer of version 1, all or none of up to 65,536.
 
         Raises:
+            ValueError: there is no such kind.
             LocalProtocolError: an object is named twice, or the compression is not known here.
             StoreError: the store is gone.
         """
+        kind = TransferKind(kind)  # or whatever is not TAKE itself would be a COPY
         _check_distinct(object_ids)
         results: list[Result] = []
         persistence = Persistence(self._timeouts.retry, timeout)
