@@ -155,29 +155,29 @@ class PeerClient:
         results: list[Result] = []
         persistence = Persistence(self._timeouts.retry, timeout)
         budget = budget or Budget(max_bytes)
-        for first in range(0, len(object_ids), self._limits.max_objects):
-            batch = object_ids[first : first + self._limits.max_objects]
-            make_fetch = partial(
-                Fetch,
+        encoding = encoding_of(compression)
+
+        async def fetch_by_version_2(batch: Sequence[ObjectID]) -> list[Result]:
+            fetch = Fetch(
                 self._lanes,
                 store,
                 take=kind is TransferKind.TAKE,
                 object_ids=batch,
                 persistence=persistence,
-                encoding=encoding_of(compression),
+                encoding=encoding,
                 store_timeout=self._timeouts.store,
                 budget=budget,
                 report=on_progress or _NOTHING,
                 is_claimed=is_claimed,
                 turn=turn,
             )
-            fetch_by_version_1 = partial(
-                self._fetch_by_version_1, kind, batch, store, persistence.deadline, on_progress
-            )
+            return await fetch.run()
+
+        for first in range(0, len(object_ids), self._limits.max_objects):
+            batch = object_ids[first : first + self._limits.max_objects]
+            by_version_1 = partial(self._fetch_by_version_1, kind, batch, store, persistence.deadline, on_progress)
             try:
-                results += await self._by_either_version(
-                    lambda: make_fetch().run(), fetch_by_version_1, persistence  # noqa: B023
-                )
+                results += await self._by_either_version(partial(fetch_by_version_2, batch), by_version_1, persistence)
             except UnreachableError as error:
                 results += [_result(object_id, error) for object_id in batch]
         return results
