@@ -498,7 +498,7 @@ class StoreClient:
                 return
             except StoreFullError:
                 remaining = deadline - time.monotonic()
-                if remaining <= 0:
+                if not remaining > 0:  # nor for ever, should it be NaN
                     raise
             time.sleep(min(delay, remaining))
             delay = min(2 * delay, RETRY_LAST)

@@ -20,7 +20,7 @@ from functools import partial
 
 import trio
 
-from plasmastream._errors import PeerError, PlasmastreamError
+from plasmastream._errors import PeerError, PlasmastreamError, StoreFullError
 from plasmastream._interruption import interruptible
 from plasmastream._object_id import ObjectID
 from plasmastream._progress import show_steps
@@ -38,10 +38,10 @@ _BATCH = 16 << 20
 _MOST_OBJECTS = 10_000
 _TRIAL, _MOST_TRIED = 1 << 20, 64
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 1000
-_NO_ROOM = (Outcome.TOO_LARGE, Outcome.NO_ROOM, Outcome.NOT_FOUND)  # the last where others have had it evicted
+_NO_ROOM = (Outcome.TOO_LARGE, Outcome.NO_ROOM)
 _NO_ANSWER = NO_ANSWER | {Outcome.NOT_DROPPED}  # of a TAKE whose end the peer does not confirm
 _LEAST_MEMORY, _ROOM = 1 << 20, 1 << 20  # the second for what a store rounds up
-_TIMEOUTS = PeerTimeouts(retry=2.0)  # which is also how long a store waits for room that never comes
+_TIMEOUTS = PeerTimeouts(retry=2.0)  # as long as a server waits for room, it gives signs of life
 _CLEAR_WITHIN, _CLEARINGS = 20.0, 3
 _QUIET = 1.0  # seconds in which clearing needs no word, and a second signal may be an echo of the first
 
@@ -49,7 +49,11 @@ _Report = Callable[[float], None]
 
 
 class NoRoomError(PlasmastreamError):
-    """The store there does not take objects of this size, not even one."""
+    """There is no room for objects of this size, there or here; where `is_final`, not even for one."""
+
+    def __init__(self, message: str, is_final: bool) -> None:
+        super().__init__(message)
+        self.is_final = is_final
 
 
 class Gauge:
@@ -79,20 +83,23 @@ class Gauge:
         """Measure with objects of `size` bytes for about so many seconds; `report` is told which share of it is over.
 
         Raises:
-            NoRoomError: the store there does not take them.
-            StoreFullError: this machine has not so much memory.
+            NoRoomError: the store there does not take them, or this machine has not so much memory.
             PlasmastreamError: something became of an object that should not.
             PeerError: the peer is gone.
         """
         most = max(1, min(most_objects, min(_BATCH, self._most_bytes // 4) // size))
-        await self._have_memory(most * size)
+        try:
+            await self._have_memory(most * size)
+        except StoreFullError as error:
+            reason = str(error).partition("; ")[0]
+            raise NoRoomError(f"this machine has no memory for them: {reason}", is_final=True) from error
         async with watching(self._peer) as watch:
             self._moved = watch.moved
             while True:
                 try:
                     return await self._measure(size, seconds, report, most)
-                except NoRoomError:
-                    if self.remaining == 1:
+                except NoRoomError as error:
+                    if error.is_final or self.remaining == 1:
                         raise
                     most = self.remaining // 2
                     await self.clear()
@@ -131,7 +138,7 @@ class Gauge:
             "put": await self._time(size, self._peer.put(new, on_progress=report)),
             "copy": await self._time(size, fetch(copy)),
             "one connection": await self._time(size, fetch(copy, max_bytes=1)),
-            "no checksums": await self._time(
+            "version 1": await self._time(
                 size, self._old_peer.fetch(copy, ids, self._store, on_progress=report)
             ),
             "take": await self._time(size, fetch(take)),
@@ -149,20 +156,23 @@ class Gauge:
         seconds = time.perf_counter() - began
         self._moved()
         await self._store.delete(self._there)
-        for result in results:
-            if not result.is_success:
-                raise self._error(size, result)
+        failed = [result for result in results if not result.is_success]
+        if failed:
+            raise self._error(size, failed[0], is_final=len(failed) == len(results))
         return seconds
 
-    def _error(self, size: int, result: Result) -> PlasmastreamError:
+    def _error(self, size: int, result: Result, is_final: bool) -> PlasmastreamError:
         """In words that have none of the ids, which nobody has ever named."""
         words = result.reason or describe_outcome(result.outcome)
         one = f"an object of {in_units(size)}"
-        words = words.replace(f"object {result.object_id}", one).rpartition("take it again; ")[2]
-        if result.outcome == Outcome.NOT_FOUND:
-            words = "what is put there is evicted at once"
         if result.outcome in _NO_ROOM:
-            return NoRoomError(f"the store of {self._peer} has no room for {one}: {words}")
+            reason = words.partition("; ")[0].removeprefix(f"object {result.object_id}: ")
+            return NoRoomError(f"the store of {self._peer} has no room for {one}: {reason}", is_final)
+        if result.outcome == Outcome.NOT_FOUND:
+            reason = "what is put there is evicted at once"
+            return NoRoomError(f"the store of {self._peer} has no room for {one}: {reason}", is_final=False)
+        words = words.replace(f"object {result.object_id}", one)
+        words = words.removeprefix("it has arrived, but the source may have it still; ").removesuffix("; take it again")
         if str(self._peer) not in words:
             words = f"{self._peer}: {words}"
         return (PeerError if result.outcome in _NO_ANSWER else PlasmastreamError)(words)

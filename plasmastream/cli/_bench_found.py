@@ -16,14 +16,14 @@ WAYS = {
     "put": "from memory here into the store there",
     "copy": "from there into a store here",
     "one connection": "copy, over one connection",
-    "no checksums": "copy, by that protocol: without checksums, and connecting anew",
+    "version 1": "copy, by version 1 of the protocol: no checksums, connecting anew",
     "take": "copy, and delete there",
 }
 
 LARGE = 64 << 10
 """From here on bytes count, rather than objects."""
 
-_HEADS = {"one connection": "one conn.", "no checksums": "version 1"}
+_HEADS = {"one connection": "one conn."}
 
 
 @attrs.frozen
@@ -60,7 +60,7 @@ class Row:
     def as_dict(self) -> dict[str, object]:
         """For programs: times in seconds."""
         ways = {
-            way.replace(" ", "_"): {
+            _key(way): {
                 "median": self.median(way),
                 "quartile_distance": self.spread(way) * self.median(way),
                 "percentile_99": self.late(way),
@@ -83,8 +83,9 @@ class Findings:
     def in_json(self) -> str:
         """For programs; what was not measured is null, or missing from the list."""
         latency = None if self.latency is None else self.latency.as_dict()
-        found = {"peer": str(self.server), "latency": latency, "rates": [row.as_dict() for row in self.rates]}
-        return json.dumps(found, indent=2)
+        ways = {_key(way): meaning for way, meaning in WAYS.items()}
+        rates = [row.as_dict() for row in self.rates]
+        return json.dumps({"peer": str(self.server), "ways": ways, "latency": latency, "rates": rates}, indent=2)
 
     def in_tables(self) -> Iterator[str]:
         """For people: lines, of which there is none where nothing was measured."""
@@ -108,6 +109,10 @@ def in_units(size: int) -> str:
     """A size as people write it."""
     shown = show_size(size)
     return f"{shown} B" if shown.isdigit() else shown
+
+
+def _key(way: str) -> str:
+    return way.replace(" ", "_")
 
 
 def _head(way: str) -> str:

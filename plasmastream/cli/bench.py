@@ -33,7 +33,7 @@ async def bench(
     seconds
         How long each size may take, about. Sizes of which a single object would take longer are left out.
     as_json
-        Print JSON: times in seconds, sizes in bytes.
+        Print JSON: times in seconds, sizes in bytes, and what each way is.
     """
     from plasmastream.cli._bench import run_bench
 

@@ -93,6 +93,8 @@ class PeerClient:
         version: int | None = None,
         hello: Hello | None = None,
     ) -> None:
+        if not isinstance(host, str) or not isinstance(port, int):
+            raise TypeError(f"a peer has a host as text and a port as a number, not {host!r:.80} and {port!r:.80}")
         if version not in (None, 1, 2):
             raise ValueError(f"there are versions 1 and 2, not {version}")
         self.host = host
@@ -144,36 +146,38 @@ class PeerClient:
             What became of each object, in order. With a peer of version 1, all or none of up to 65,536.
 
         Raises:
+            ValueError: there is no such kind.
             LocalProtocolError: an object is named twice, or the compression is not known here.
             StoreError: the store is gone.
         """
+        kind = TransferKind(kind)  # or whatever is not TAKE itself would be a COPY
         _check_distinct(object_ids)
         results: list[Result] = []
         persistence = Persistence(self._timeouts.retry, timeout)
         budget = budget or Budget(max_bytes)
-        for first in range(0, len(object_ids), self._limits.max_objects):
-            batch = object_ids[first : first + self._limits.max_objects]
-            make_fetch = partial(
-                Fetch,
+        encoding = encoding_of(compression)
+
+        async def fetch_by_version_2(batch: Sequence[ObjectID]) -> list[Result]:
+            fetch = Fetch(
                 self._lanes,
                 store,
                 take=kind is TransferKind.TAKE,
                 object_ids=batch,
                 persistence=persistence,
-                encoding=encoding_of(compression),
+                encoding=encoding,
                 store_timeout=self._timeouts.store,
                 budget=budget,
                 report=on_progress or _NOTHING,
                 is_claimed=is_claimed,
                 turn=turn,
             )
-            fetch_by_version_1 = partial(
-                self._fetch_by_version_1, kind, batch, store, persistence.deadline, on_progress
-            )
+            return await fetch.run()
+
+        for first in range(0, len(object_ids), self._limits.max_objects):
+            batch = object_ids[first : first + self._limits.max_objects]
+            by_version_1 = partial(self._fetch_by_version_1, kind, batch, store, persistence.deadline, on_progress)
             try:
-                results += await self._by_either_version(
-                    lambda: make_fetch().run(), fetch_by_version_1, persistence  # noqa: B023
-                )
+                results += await self._by_either_version(partial(fetch_by_version_2, batch), by_version_1, persistence)
             except UnreachableError as error:
                 results += [_result(object_id, error) for object_id in batch]
         return results

@@ -31,7 +31,7 @@ from plasmastream.peer._lanes import Lane, Lanes, OldPeerError
 from plasmastream.peer._opened import Opened
 from plasmastream.peer._persistence import Persistence
 from plasmastream.peer._reliance import doubts, losses
-from plasmastream.peer._results import RefusedError, Result, outcome_of
+from plasmastream.peer._results import RefusedError, Result, advice_on, outcome_of
 from plasmastream.peer._turns import release_all
 from plasmastream.peer._wanted import Piece, Wanted, piece_of, shares
 from plasmastream.store._object_store import NewObject, ObjectStore
@@ -256,10 +256,11 @@ class Fetch:
             if incoming is not None:
                 parts.append(f"{incoming.nbytes_verified:,} of {incoming.data_size:,} bytes had arrived")
             what = outcome if outcome is not None else last
+            advice = advice_on(what)
             if wanted.lease is not None and not wanted.was_present:
-                what = Outcome.NOT_DROPPED
-                parts.insert(0, "it has arrived, but the source may have it still; take it again")
-            self._finish(wanted, what, self._persistence.last_words(self._lanes, *parts))
+                what, advice = Outcome.NOT_DROPPED, "take it again"
+                parts.insert(0, "it has arrived, but the source may have it still")
+            self._finish(wanted, what, self._persistence.last_words(self._lanes, *parts, advice=advice))
 
     # Open
 

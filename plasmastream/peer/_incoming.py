@@ -207,6 +207,8 @@ async def _put_small(
         if len(objects) == 1 and not isinstance(error, ObjectExistsError):
             size = len(objects[0].data) + len(objects[0].metadata)
             return [(None, outcome_of_failed_put(error, size, store), str(error))]
+        if isinstance(error, StoreFullError):
+            timeout = 0.0  # all have waited, or have no room together
     # One of them does not fit in: find out which, so that the others do not suffer for it.
     found: list[tuple[Lease | None, Outcome, str]] = []
     for new in objects:

@@ -69,16 +69,20 @@ class Persistence:
         """Seconds since the last progress."""
         return now() - self._since
 
-    def last_words(self, peer: object, *parts: str) -> str:
-        """What to say of work that is given up: these parts, and what of peer and standstill they lack."""
+    def last_words(self, peer: object, *parts: str, advice: str = "") -> str:
+        """What to say of work that is given up: these parts, what of peer and standstill they lack, and what to do."""
         words = [part for part in parts if part]
+        is_named = any(str(peer) in part for part in parts)
         stuck = self.seconds_stuck
-        if stuck >= _WORTH_A_WORD:
-            ago = f"the last progress was {stuck:.3g} s ago"
-            words.append(ago if self.has_progressed else f"nothing has moved in {stuck:.3g} s")
-        if not any(str(peer) in part for part in parts):
-            words.append(f"with {peer}")
-        return "; ".join(words)
+        if stuck < _WORTH_A_WORD:
+            words += [] if is_named else [f"the peer is {peer}"]
+        elif self.has_progressed:
+            whose = "" if is_named else f" with {peer}"
+            words.append(f"the last progress{whose} was {stuck:.3g} s ago")
+        else:
+            where = "" if is_named else f" to or from {peer}"
+            words.append(f"nothing has moved{where} for {stuck:.3g} s")
+        return "; ".join([*words, advice] if advice else words)
 
     def check(self, peer: object) -> None:
         """See that there is hope, within an attempt that gives signs of life: they buy ten times the patience.

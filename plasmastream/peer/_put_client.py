@@ -15,7 +15,7 @@ from plasmastream.peer._channel import ClientChannel, refusal
 from plasmastream.peer._contents import NewFile, content_of, stamp_of
 from plasmastream.peer._lanes import Lane, Lanes, OldPeerError, Prove
 from plasmastream.peer._persistence import Persistence
-from plasmastream.peer._results import RefusedError, Result, outcome_of
+from plasmastream.peer._results import RefusedError, Result, advice_on, outcome_of
 from plasmastream.peer._transport import PeerStalledError
 from plasmastream.store._object_store import NewObject
 from plasmastream.wire.stream.v2 import (
@@ -121,7 +121,7 @@ class Upload:
             reasons.insert(0, "the time allowed for it is over")
         size = sum(map(len, content_of(self._objects[index])))
         how_far = f"{size - (self._unsent.get(index, size) or 0):,} of {size:,} bytes had left"
-        words = self._persistence.last_words(self._lanes, *reasons, how_far)
+        words = self._persistence.last_words(self._lanes, *reasons, how_far, advice=advice_on(outcome))
         return Result(self._objects[index].object_id, outcome, words)
 
     async def _abandon(self) -> None:

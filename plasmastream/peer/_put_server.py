@@ -306,8 +306,10 @@ class PutRequest:
                 objects.append((index, NewObject(self._request.object_ids[index], data, metadata)))
         if not objects:
             return
-        put = partial(put_small, self._store, [new for _, new in objects], self._services.room_timeout)
+        put = partial(put_small, self._store, [new for _, new in objects], self._room_timeout)
         outcomes = await self._channel.patiently(put)
+        if any(outcome is Outcome.NO_ROOM for _, outcome, _ in outcomes):
+            self._room_timeout = 0.0  # one has waited for all
         for (index, new), (lease, outcome, reason) in zip(objects, outcomes, strict=True):
             if lease is not None:
                 with lease:

@@ -111,6 +111,17 @@ _ADVICE: Final[dict[type[Exception], str]] = {
     PeerError: _AGAIN,
 }
 
+_WORTH_ANOTHER: Final = {Outcome.OUT_OF_TIME, *(outcome for outcome in Outcome if outcome.may_pass)}
+
+
+def advice_on(outcome: int) -> str:
+    """What to do about an object that was given up; nothing where it is of no use, or the peer cannot be reached.
+
+    What to do about such a peer, `check_results` says once.
+    """
+    return "ask again" if outcome in _WORTH_ANOTHER and outcome != Outcome.UNREACHABLE else ""
+
+
 _STATUS_OF: Final[dict[int, Status]] = {
     Outcome.DONE: Status.SUCCESS,
     Outcome.PRESENT: Status.SUCCESS,

@@ -5,9 +5,20 @@ import attrs
 from plasmastream.wire.stream.v2 import Patience
 
 
+def _check(timeouts: "PeerTimeouts | ServerTimeouts") -> None:
+    """See that all of them are times: nobody is ever as late as NaN seconds, and would be waited for for ever."""
+    for name, seconds in attrs.asdict(timeouts, recurse=False).items():
+        if isinstance(seconds, PeerTimeouts):
+            continue
+        if not isinstance(seconds, (int, float)):
+            raise TypeError(f"{name} is a number of seconds, not {seconds!r:.80}")
+        if not seconds >= 0:
+            raise ValueError(f"{name} cannot be {seconds} s")
+
+
 @attrs.frozen
 class PeerTimeouts:
-    """How patient to be with a peer, all in seconds."""
+    """How patient to be with a peer, all in seconds, and none negative."""
 
     connect: float = 10.0
     """From the look-up of its name to the established connection."""
@@ -20,6 +31,9 @@ class PeerTimeouts:
     retry: float = 60.0
     """Without any progress in spite of attempts, after which a transfer is given up."""
 
+    def __attrs_post_init__(self) -> None:
+        _check(self)
+
     @property
     def patience(self) -> Patience:
         """What of it the machine of version 2 has to know."""
@@ -28,7 +42,7 @@ class PeerTimeouts:
 
 @attrs.frozen
 class ServerTimeouts:
-    """How patient a server is, all in seconds."""
+    """How patient a server is, all in seconds, and none negative."""
 
     idle: float = 300.0
     """With a connection on which nothing more is asked."""
@@ -45,6 +59,9 @@ class ServerTimeouts:
     """With a request that has to wait for others of the same peer, before it is refused."""
     fetching: PeerTimeouts = attrs.Factory(PeerTimeouts)
     """With the peers that SYNC requests name."""
+
+    def __attrs_post_init__(self) -> None:
+        _check(self)
 
     @property
     def patience(self) -> Patience:

@@ -337,7 +337,7 @@ class StoreClient:
         while True:
             reply, descriptors, session = await self._call(request, kind)
             remaining = deadline - anyio.current_time()
-            if reply.error is not ErrorCode.OUT_OF_MEMORY or remaining <= 0:
+            if reply.error is not ErrorCode.OUT_OF_MEMORY or not remaining > 0:  # nor for ever, should it be NaN
                 await _check(reply.error, what)
                 return reply, descriptors, session
             await anyio.sleep(min(delay, remaining))

@@ -245,7 +245,7 @@ class EmbeddedStore:
             except StoreFullError:
                 now = anyio.current_time()
                 deadline = now + timeout if deadline is None else deadline
-                if size > self.capacity or now >= deadline:
+                if size > self.capacity or not now < deadline:  # nor for ever, should it be NaN
                     raise
             room = anyio.Event()
             self.core.watch_room(room.set)

@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from plasmastream.cli import _bench, _waits
-from plasmastream.cli._bench import Gauge
+from plasmastream.cli._bench import Gauge, NoRoomError, open_gauge
+from plasmastream.cli._types import Address
 from plasmastream.peer import PeerTimeouts
 from plasmastream.store import open_store
 from tests.apache import short_directory
@@ -31,7 +32,7 @@ from tests.cli.processes import (
 from tests.cli.test_remote import silent_server, version_1_server
 
 QUICK = ("--max-size", "64KiB", "--seconds", "0.03")
-WAYS = ["put", "copy", "one_connection", "no_checksums", "take"]
+WAYS = ["put", "copy", "one_connection", "version_1", "take"]
 HEADS = ["put", "copy", "one conn.", "version 1", "take"]
 AN_ID = re.compile("[0-9a-f]{40}")
 
@@ -99,6 +100,8 @@ def test_json(there: Node) -> None:
     kept = put_object(there.socket, b"somebody's")
     found = json.loads(run("bench", there.address, *QUICK, "--json").succeeds().text)
     assert found["peer"] == there.address
+    assert list(found["ways"]) == WAYS
+    assert "no checksums" in found["ways"]["version_1"]
     assert [row["size"] for row in (found["latency"], *found["rates"])] == [100, 1, 1 << 10, 64 << 10]
     for row in (found["latency"], *found["rates"]):
         assert list(row["seconds"]) == WAYS
@@ -142,6 +145,25 @@ def test_a_store_with_room_for_few_of_them() -> None:
         assert last["size"] == 64 << 10
         assert last["objects"] <= 4
         assert trio.run(objects_at, there.socket) == []
+
+
+@pytest.mark.usefixtures("however_long")
+def test_a_store_that_has_not_room_for_one_run() -> None:
+    """It is not waited for room that only what is measured with has."""
+    with short_directory() as directory, node(directory / "s", memory="4KiB") as there:
+        result = run_here("bench", there.address, "--max-size", "8KiB", "--seconds", "0.03", "--json")
+        why = f"the store of {there.address} has no room for an object of 8KiB: it has 8,192 bytes, and the store 4,096"
+        assert (result.status, result.err) == (0, f"plasmastream: 8KiB and more are left out: {why}\n")
+        row = json.loads(result.text)["rates"][-1]
+        assert (row["size"], 1 <= row["objects"] <= 4) == (1 << 10, True)
+
+
+async def test_a_machine_without_the_memory(there: Node) -> None:
+    host, _, port = there.address.partition(":")
+    async with open_gauge(Address(host, int(port)), 1 << 50) as gauge:
+        with pytest.raises(NoRoomError, match=r"^this machine has no memory for them: [^;]*$"):
+            await gauge.measure(1 << 50, 0.03, lambda share: None)
+        assert not gauge.remaining
 
 
 @pytest.mark.usefixtures("however_long")
@@ -217,7 +239,8 @@ def test_nothing_was_measured_before_it_was_interrupted(there: Node, monkeypatch
     before_measuring(100, lambda: signal.raise_signal(signal.SIGINT), monkeypatch)
     result = run_here("bench", there.address, *QUICK, "--json")
     assert (result.status, result.err) == (130, "")
-    assert json.loads(result.text) == {"peer": there.address, "latency": None, "rates": []}
+    found = json.loads(result.text)
+    assert (found["peer"], found["latency"], found["rates"]) == (there.address, None, [])
 
 
 def test_the_peer_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from plasmastream import ObjectID
-from plasmastream.peer import Limits2, Outcome
+from plasmastream.peer import Limits2, Outcome, PeerTimeouts
 from plasmastream.peer import _put_server as put_server_module
 from plasmastream.store import Lease, NewObject
 from plasmastream.testing import CallFault
@@ -90,6 +90,24 @@ async def test_those_wait_for_whom_there_is_no_room_yet(metadata: bytes, autojum
             left = contents(world.stores[NEAR])
             assert left.pop(HELD)
             assert 0 < len(left) < len(objects)
+
+
+async def test_many_small_ones_wait_for_room_together(autojump_clock: MockClock) -> None:
+    """They come in several runs, of which only the first waits, and no object of it by itself."""
+    new = [NewObject(object_id, bytes(100)) for object_id in objects_of([(0, 0)] * 8)]
+    async with open_world() as world:
+        with await hold(world, 99_950):
+            results = await world.client(timeouts=PeerTimeouts(retry=2)).put(new)
+        assert {result.outcome for result in results} == {Outcome.NO_ROOM}
+        assert trio.current_time() == pytest.approx(10, abs=1)
+
+
+async def test_small_ones_that_have_no_room_together_do_not_wait_for_each_other(autojump_clock: MockClock) -> None:
+    new = [NewObject(object_id, bytes(100)) for object_id in objects_of([(0, 0)] * 8)]
+    async with open_world(capacity=150) as world:
+        results = await world.client().put(new)
+        assert {result.outcome for result in results} == {Outcome.DONE}
+        assert trio.current_time() < 1
 
 
 async def test_what_is_wanted_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:

@@ -119,7 +119,7 @@ async def test_what_is_given_up_says_how_far_it_came(autojump_clock: MockClock) 
                     failures = await operation.ask(world, world.client(timeouts=ONCE), None)
                     if object_id in failures:
                         said[operation.name].append(failures[object_id].split("; ", 1)[1])
-    ago = "the last progress was 30 s ago"
+    ago = "the last progress was 30 s ago; ask again"
     assert {f"{nbytes} of 2,500 bytes had arrived; {ago}" for nbytes in ("0", "1,000", "2,000")} <= {*said["COPY"]}
     assert {f"{nbytes} of 2,500 bytes had left; {ago}" for nbytes in ("0", "1,000", "2,000")} <= {*said["PUT"]}
 

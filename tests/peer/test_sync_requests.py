@@ -176,7 +176,7 @@ async def test_a_time_is_kept_and_each_object_says_so(timeout: float, autojump_c
         (results,) = await world.client().sync_each([request_of(OBJECTS)], timeout=timeout)
         assert trio.current_time() - began == pytest.approx(timeout, abs=0.1)
         assert {result.outcome for result in results} == {Outcome.OUT_OF_TIME}
-        assert all("with 10.0.0.2:2021" in result.reason for result in results)
+        assert all("10.0.0.2:2021" in result.reason for result in results)
 
 
 async def test_news_come_every_second(autojump_clock: MockClock) -> None:

@@ -3,7 +3,7 @@
 import errno
 import socket
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 
 import anyio
 import attrs
@@ -126,6 +126,16 @@ class Reading:
             self.error = str(error)
 
 
+@asynccontextmanager
+async def reading_from(transport: TcpTransport, expected: int) -> AsyncIterator[Reading]:
+    """A read that waits for bytes when the block begins, and is done when it has been left."""
+    reading = Reading()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reading.read, transport, expected)
+        await wait_all_tasks_blocked()
+        yield reading
+
+
 async def arrived(sock: socket.socket, nbytes: int) -> None:
     """Wait until the kernel has so many bytes for a socket."""
     while len(sock.recv(nbytes, socket.MSG_PEEK)) < nbytes:
@@ -136,12 +146,10 @@ async def test_a_reader_sleeps_until_what_it_expects_is_there(
     pair: tuple[TcpTransport, socket.socket], mock_clock: MockClock
 ) -> None:
     transport, theirs = pair
-    reading = Reading()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(reading.read, transport, 1000)
+    async with reading_from(transport, 1000) as reading:
         for nbytes in (1, 998):
-            await wait_all_tasks_blocked()
             theirs.send(bytes(nbytes))
+            await wait_all_tasks_blocked()
         await arrived(transport._socket, 999)
         await wait_all_tasks_blocked(0.01)
         assert reading.nbytes is None
@@ -153,17 +161,13 @@ async def test_what_is_slow_in_coming_is_read_all_the_same(
     pair: tuple[TcpTransport, socket.socket], autojump_clock: MockClock
 ) -> None:
     transport, theirs = pair
-    reading = Reading()
     start = trio.current_time()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(reading.read, transport, 1 << 20)
-        await wait_all_tasks_blocked()
+    async with reading_from(transport, 1 << 20) as reading:
         theirs.send(b"a")
     assert reading.nbytes == 1
     assert trio.current_time() - start < 0.1
 
-    async with trio.open_nursery() as nursery:  # also if it comes long after
-        nursery.start_soon(reading.read, transport, 1 << 20)
+    async with reading_from(transport, 1 << 20) as reading:  # also if it comes long after
         await trio.sleep(3)
         theirs.send(b"ab")
     assert reading.nbytes == 2
@@ -187,10 +191,7 @@ async def test_a_peer_that_owes_much_is_given_up_no_later(
 @pytest.mark.parametrize("sent", [0, 5])
 async def test_the_end_wakes_who_expects_more(sent: int, pair: tuple[TcpTransport, socket.socket]) -> None:
     transport, theirs = pair
-    reading = Reading()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(reading.read, transport, 1 << 20)
-        await wait_all_tasks_blocked()
+    async with reading_from(transport, 1 << 20) as reading:
         theirs.send(bytes(sent))
         theirs.close()
     assert reading.nbytes == sent
@@ -202,10 +203,7 @@ async def test_a_reset_wakes_who_expects_more(
     pair: tuple[TcpTransport, socket.socket], mock_clock: MockClock
 ) -> None:
     transport, theirs = pair
-    reading = Reading()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(reading.read, transport, 1 << 20)
-        await wait_all_tasks_blocked()
+    async with reading_from(transport, 1 << 20) as reading:
         TcpTransport(theirs).abort()
     assert "broke: Connection reset" in reading.error
 
@@ -214,10 +212,7 @@ async def test_a_close_wakes_who_expects_more(
     pair: tuple[TcpTransport, socket.socket], mock_clock: MockClock
 ) -> None:
     transport, _ = pair
-    reading = Reading()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(reading.read, transport, 1 << 20)
-        await wait_all_tasks_blocked()
+    async with reading_from(transport, 1 << 20) as reading:
         transport.close()
     assert "was closed" in reading.error
 
@@ -227,10 +222,7 @@ async def test_who_expected_much_is_woken_by_one_byte_again(
 ) -> None:
     transport, theirs = pair
     for expected, nbytes in ((1 << 20, 1 << 19), (1, 1), (100, 100), (1, 1)):
-        reading = Reading()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(reading.read, transport, expected)
-            await wait_all_tasks_blocked()
+        async with reading_from(transport, expected) as reading:
             theirs.setblocking(True)
             await trio.to_thread.run_sync(theirs.sendall, bytes(nbytes))
         assert reading.nbytes == nbytes
@@ -240,13 +232,11 @@ async def test_a_cancel_of_who_expects_more_loses_nothing(
     pair: tuple[TcpTransport, socket.socket], mock_clock: MockClock
 ) -> None:
     transport, theirs = pair
-    reading = Reading()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(reading.read, transport, 1000)
-        await wait_all_tasks_blocked()
-        theirs.send(b"abc")
-        await arrived(transport._socket, 3)
-        nursery.cancel_scope.cancel()
+    with trio.CancelScope() as scope:
+        async with reading_from(transport, 1000) as reading:
+            theirs.send(b"abc")
+            await arrived(transport._socket, 3)
+            scope.cancel()
     assert reading.nbytes is None
     await reading.read(transport, 1)
     assert reading.nbytes == 3

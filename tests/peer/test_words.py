@@ -279,12 +279,15 @@ async def test_an_object_that_somebody_else_writes_here_is_named_once(size: int,
 async def test_last_words_say_what_is_worth_a_word(autojump_clock: MockClock) -> None:
     persistence = Persistence(60, None)
     assert persistence.last_words("host:1", "no connection to host:1", "") == "no connection to host:1"
-    assert persistence.last_words("host:1", "damaged") == "damaged; with host:1"
+    assert persistence.last_words("host:1", "damaged", advice="ask again") == "damaged; the peer is host:1; ask again"
     await trio.sleep(2)
-    assert persistence.last_words("host:1", "host:1 is late") == "host:1 is late; nothing has moved in 2 s"
+    assert persistence.last_words("host:1", "host:1 is late") == "host:1 is late; nothing has moved for 2 s"
+    words = persistence.last_words("host:1", "no room", advice="ask again")
+    assert words == "no room; nothing has moved to or from host:1 for 2 s; ask again"
     persistence.progressed()
     await trio.sleep(3)
-    assert persistence.last_words("host:1", "damaged") == "damaged; the last progress was 3 s ago; with host:1"
+    words = persistence.last_words("host:1", "damaged")
+    assert words == "damaged; the last progress with host:1 was 3 s ago"
 
 
 async def test_a_client_closes_its_connections_with_its_block() -> None:

@@ -4,6 +4,7 @@ Each check is an async function that gets a `Door`: the store as programs see it
 """
 
 import gc
+import math
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -249,6 +250,16 @@ async def test_a_full_store_refuses_after_the_timeout(door: Door) -> None:
                 async with door.store.create(B, 1, timeout=timeout):
                     pytest.fail("created")
     assert await door.store.list_objects() == []
+
+
+@contract
+async def test_a_time_that_is_no_number_is_not_waited_for(door: Door) -> None:
+    async with door.store.create(A, CAPACITY):
+        with pytest.raises(StoreFullError):
+            await door.store.put_many([NewObject(B, b"b")], timeout=math.nan)
+        with pytest.raises(StoreFullError):
+            async with door.store.create(B, 1, timeout=math.nan):
+                raise AssertionError
 
 
 @contract

@@ -86,7 +86,7 @@ def _address(value: str | bytes | int | IPv4Address | IPv6Address) -> IPv4Addres
 class PeerRequest:
     """One part of a SYNC: which objects the server is to fetch from which peer."""
 
-    kind: TransferKind
+    kind: TransferKind = attrs.field(converter=TransferKind)
     """Whether the peer keeps its objects."""
     address: IPv4Address | IPv6Address = attrs.field(converter=_address)
     """Where the peer listens. The scope of an IPv6 address has no place in the protocol and is not sent."""
