@@ -298,7 +298,7 @@ def test_anything_that_shows_its_memory_can_be_put(client: StoreClient) -> None:
 
 
 def test_one_id_is_no_list_of_ids(client: StoreClient) -> None:
-    for ids in (A, str(A), [str(A)], [1]):
+    for ids in (A, str(A), [str(A)], [1], iter([A])):
         for method in (client.get, client.contains, client.delete, client.inspect):
             with pytest.raises(TypeError, match="a list of ObjectID is needed, not "):
                 method(cast("Sequence[ObjectID]", ids))

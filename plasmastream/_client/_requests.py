@@ -63,13 +63,18 @@ def check(code: ErrorCode, what: str) -> None:
 
 
 def check_ids(object_ids: object) -> None:
-    """Tell a list of ids from one id, which is a sequence of numbers, and from text. Looks at the first id only.
+    """Tell a list of ids from one id, which is a sequence of numbers, from text, and from what can be read once.
+
+    Looks at the first id only.
 
     Raises:
         TypeError: it is no list of ids.
     """
-    is_one = isinstance(object_ids, (bytes, str))
-    if is_one or (isinstance(object_ids, (list, tuple)) and object_ids and not isinstance(object_ids[0], bytes)):
+    if isinstance(object_ids, (list, tuple)):
+        is_wrong = bool(object_ids) and not isinstance(object_ids[0], bytes)
+    else:
+        is_wrong = isinstance(object_ids, (bytes, str, Iterator))
+    if is_wrong:
         raise TypeError(f"a list of ObjectID is needed, not {object_ids!r:.80}")
 
 

@@ -734,7 +734,7 @@ def test_buffers_of_python_objects_are_refused() -> None:
 
 async def test_one_id_is_no_list_of_ids(path: Path) -> None:
     async with served(path), open_store(path) as client:
-        for ids in (A, str(A), [str(A)], [1]):
+        for ids in (A, str(A), [str(A)], [1], iter([A])):
             for method in (client.get, client.contains, client.delete, client.inspect):
                 with pytest.raises(TypeError, match="a list of ObjectID is needed, not "):
                     await method(cast("Sequence[ObjectID]", ids))
