@@ -191,7 +191,7 @@ class Session(Generic[_ConnectionT]):
             self._take_notes()
             if not self._let_go or self.connection.is_busy or self.connection.broken:
                 return  # without a connection the store has let go by itself
-            self.connection.post_all(self._take_releases())
+            self.connection.post(self._take_releases())
             if not self.connection.flush_nowait():
                 self._on_unsent()
         except BaseException as error:
