@@ -40,17 +40,13 @@ class Connection(Generic[_SocketT]):
         self.is_busy = False
         """Whether a request waits for its reply."""
 
-    def post(self, message: Message) -> None:
-        """Queue a message; what has no reply is sent when the kernel takes it, with the next request at the latest.
+    def post(self, messages: Iterable[Message]) -> None:
+        """Queue messages; what has no reply is sent when the kernel takes it, with the next request at the latest.
 
         Raises:
-            NotSupportedError: the store would not understand it.
+            NotSupportedError: the store would not understand one.
             StoreConnectionError: the connection is broken.
         """
-        self.post_all((message,))
-
-    def post_all(self, messages: Iterable[Message]) -> None:
-        """As `post`, for several messages that go together."""
         if self.broken:
             raise StoreConnectionError(self.broken)
         for message in messages:
@@ -74,8 +70,7 @@ class Connection(Generic[_SocketT]):
         if self._wire.is_owed_a_reply:  # which would be taken for the reply to this
             raise self.fail("was left in the midst of a request")
         self.is_busy = True
-        for request in requests:
-            self.post(request)
+        self.post(requests)
 
     def releases(self, object_ids: Sequence[ObjectID]) -> list[Message]:
         """The messages that let go of objects, in as few as this store understands."""

@@ -110,6 +110,13 @@ class Session(Generic[_ConnectionT]):
 
     def take_in(self, object_ids: Sequence[ObjectID], specs: Sequence[ObjectSpec]) -> None:
         """Note what the store holds for us from now on, if it is not missing; no lease is counted yet."""
+        if type(specs) is not Specs:  # which is asked more cheaply than whether it is an instance of a Sequence
+            for object_id, spec in zip(object_ids, specs, strict=True):
+                place = _place(spec)
+                if place is not None:
+                    self._counts[object_id] = 0
+                    self._places[object_id] = place
+            return
         start = 0
         for places in _places(specs):
             found = dict(zip(object_ids[start : start + len(places)], places, strict=True))
@@ -129,7 +136,7 @@ class Session(Generic[_ConnectionT]):
     def leases(self, object_ids: Sequence[ObjectID]) -> Leases[Lease | None]:
         """A lease on each object that the store holds for us; None for any other."""
         places = list(map(self._places.get, object_ids))
-        if None in places:
+        if len(places) == 1 or None in places:  # of one, the rest would take longer
             return Leases([self._lease(object_id) for object_id in object_ids])
         tickets = list(islice(self._next_tickets, len(places)))
         leases: Leases[Lease | None] = Leases(map(Lease, object_ids, places, tickets, repeat(self)))  # type: ignore[arg-type]
@@ -184,7 +191,7 @@ class Session(Generic[_ConnectionT]):
             self._take_notes()
             if not self._let_go or self.connection.is_busy or self.connection.broken:
                 return  # without a connection the store has let go by itself
-            self.connection.post_all(self._take_releases())
+            self.connection.post(self._take_releases())
             if not self.connection.flush_nowait():
                 self._on_unsent()
         except BaseException as error:
@@ -270,11 +277,8 @@ class Session(Generic[_ConnectionT]):
         return None if place is None else Lease(object_id, place, self.hold(object_id), self)
 
 
-def _places(specs: Sequence[ObjectSpec]) -> Iterator[Sequence[Place | None]]:
+def _places(specs: Specs) -> Iterator[Sequence[Place | None]]:
     """Where objects lie, some thousands at a time; None for those that are missing."""
-    if type(specs) is not Specs:  # which is asked more cheaply than whether it is an instance of a Sequence
-        yield [_place(spec) for spec in specs]
-        return
     for some in specs.pieces():
         columns = some.columns()
         if columns.has_missing or len(columns.segments) > 1:

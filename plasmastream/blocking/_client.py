@@ -529,7 +529,7 @@ class StoreClient:
             reply, descriptors = waiter.call(GetRequest(absent, milliseconds), GetReply, patience)
             close_descriptors(descriptors.values())
             leases = self._get_now(object_ids)
-            waiter.post_all(waiter.releases(_found(absent, reply)))
+            waiter.post(waiter.releases(_found(absent, reply)))
             with suppress(StoreConnectionError):
                 # When this is answered, the releases have been heard: no object is held by a get that is over.
                 waiter.call(ConnectRequest(), ConnectReply)

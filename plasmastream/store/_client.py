@@ -424,7 +424,7 @@ class StoreClient:
         finally:
             self._waiting.discard(waiter)
         found = [object_id for object_id, spec in zip(absent, reply.specs, strict=True) if not spec.is_missing]
-        waiter.post_all(waiter.releases(found))
+        waiter.post(waiter.releases(found))
         try:
             # When this is answered, the releases have been heard: nobody finds an object held by a get that is over.
             await waiter.call(ConnectRequest(), ConnectReply)

@@ -126,9 +126,9 @@ class Conversation(ABC):
             self._read_nowait()
             self._needs_data = False
         wire = self._wire
+        if wire.has_long_frame:  # only a read completes one
+            return self._answer_long_frame
         for _ in range(_MOST_STEPS):  # one read may bring a thousand requests
-            if wire.has_long_frame:
-                return self._answer_long_frame
             event = wire.next_event()
             if event is NEED_DATA:
                 self._needs_data = True

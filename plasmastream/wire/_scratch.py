@@ -79,13 +79,20 @@ class Scratch:
         """The values of `layout` in the waiting bytes, from `offset` on; the caller has checked that they wait."""
         return layout.unpack_from(self._view, self._start + offset)
 
+    def unpack_whole(self, layout: Struct) -> tuple[Any, ...] | None:
+        """The values of `layout` in the first waiting bytes; None where fewer wait."""
+        if self._start + layout.size > self._end:
+            return None
+        return layout.unpack_from(self._view, self._start)
+
     def consume(self, nbytes: int) -> None:
         """Let go of the first `nbytes` waiting bytes."""
         self._start += nbytes
 
-    def take_whole(self, nbytes: int) -> bytes | None:
-        """Copy out the first `nbytes` waiting bytes, and let go of them; None, and nothing, where fewer wait."""
-        start, end = self._start, self._start + nbytes
+    def take_whole(self, nbytes: int, offset: int = 0) -> bytes | None:
+        """As `take`; None, and nothing, where fewer wait."""
+        start = self._start + offset
+        end = start + nbytes
         if end > self._end:
             return None
         self._start = end

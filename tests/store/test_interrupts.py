@@ -385,7 +385,7 @@ async def test_a_reply_that_nobody_took_is_given_to_nobody_else(path: Path) -> N
     async with served(path) as store, open_store(path) as client:
         put(store, A, b"a" * 10)
         assert client._session is not None
-        client._session.connection.post(ContainsRequest(A))
+        client._session.connection.post((ContainsRequest(A),))
         with pytest.raises(StoreConnectionError, match="was left in the midst of a request"):
             await client.contains([B])
         assert await client.contains([B, A]) == [False, True]
@@ -395,7 +395,7 @@ async def test_a_reply_of_another_kind_is_an_error(path: Path) -> None:
     async with served(path), open_store(path) as client:
         assert client._session is not None
         connection = client._session.connection
-        connection.post(ContainsRequest(A))
+        connection.post((ContainsRequest(A),))
         await connection.flush()
         connection.take_in(*await connection._transport.receive(connection._wire.get_buffer()))
         with pytest.raises(StoreConnectionError, match="sent a CONTAINS_REPLY where a DeleteReply was due"):

@@ -96,16 +96,16 @@ def decode(message_type: int, body: Body) -> m.Message:
     Raises:
         RemoteProtocolError: there is no such type, or the body is not such a message.
     """
-    table = TABLES.get(message_type)
-    if table is None:
-        if message_type not in _BARE:
-            raise RemoteProtocolError(f"there is no message of type {message_type}")
-        return _BARE[message_type]
     template = _TEMPLATES.get(message_type)
     if template is not None and len(body) == template.size:
         known = template.load(body)
         if known is not None:
             return known
+    table = TABLES.get(message_type)
+    if table is None:
+        if message_type not in _BARE:
+            raise RemoteProtocolError(f"there is no message of type {message_type}")
+        return _BARE[message_type]
     try:
         message = table.load(body, 0, *_ROOT.unpack_from(body))
         fault = message.fault()

@@ -29,13 +29,13 @@ from plasmastream.wire.plasma._events import (
     Subscription,
 )
 from plasmastream.wire.plasma._frames import HEADER, HEADER_SIZE, MAX_BODY_SIZE, check_header
+from plasmastream.wire.plasma._large import LargeBody
 from plasmastream.wire.plasma._rules import EXTENSION_OF, REPLY_TO, check_reply, segments_of
 
 DEFAULT_MAX_BODY_SIZE: Final = 64 << 20
 """Largest body accepted unless told otherwise, in bytes; Arrow's own tests send 20 MB (plasma-ipc 11.2)."""
 
 _SCRATCH_SIZE = 64 << 10
-_FIRST_LARGE_SIZE: Final = 1 << 20
 _MERGE_SIZE = 64 << 10  # larger frames are not copied just to save a system call
 _MAX_WAITING_DESCRIPTORS = 64  # what one client may make a busy store hold open, out of perhaps 1024
 _FRAMES_OF_MANY = {
@@ -56,10 +56,7 @@ class _Connection(ABC, Generic[D]):
             raise ValueError(f"a limit of {max_body_size} bytes is not between 1 and {MAX_BODY_SIZE}")
         self._max_body_size = max_body_size
         self._scratch = Scratch(_SCRATCH_SIZE)
-        self._large: bytearray | None = None  # the body of a frame that does not fit into scratch
-        self._large_type = m.MessageType.DISCONNECT_CLIENT
-        self._large_size = 0
-        self._large_filled = 0
+        self._sink: Scratch | LargeBody = self._scratch  # what is read into
         self._backlog: deque[memoryview] = deque()  # from receive_data, waiting for room
         self._received = 0  # bytes of the stream that arrived, and that were parsed
         self._parsed = 0
@@ -76,7 +73,7 @@ class _Connection(ABC, Generic[D]):
         """
         if self._backlog or self._error is not None:
             return self._scratch.tail()[:0]
-        return self._space()
+        return self._sink.tail()
 
     def advance(self, nbytes: int, descriptors: Sequence[D] = ()) -> None:
         """Say that `nbytes` of `get_buffer` are now filled, and which descriptors came with them.
@@ -88,7 +85,7 @@ class _Connection(ABC, Generic[D]):
         self._arrived(nbytes, descriptors)
         if self._backlog and nbytes:
             raise LocalProtocolError("bytes cannot have been read while there was no room")
-        self._fill(nbytes)
+        self._sink.advance(nbytes)
 
     def receive_data(self, data: bytes | bytearray | memoryview, descriptors: Sequence[D] = ()) -> None:
         """Take bytes by copying, any number of them, and the descriptors that came with their last one.
@@ -146,28 +143,15 @@ class _Connection(ABC, Generic[D]):
             raise LocalProtocolError("data after the end")
         self._received += nbytes
 
-    def _space(self) -> memoryview:
-        if self._large is not None:
-            return memoryview(self._large)[self._large_filled :]
-        return self._scratch.tail()
-
-    def _fill(self, nbytes: int) -> None:
-        if self._large is None:
-            self._scratch.advance(nbytes)
-        elif 0 <= nbytes <= len(self._large) - self._large_filled:
-            self._large_filled += nbytes
-        else:
-            raise LocalProtocolError(f"{nbytes} bytes cannot have been read into the space that was offered")
-
     def _refill(self) -> bool:
         """Move bytes of the backlog to where they are parsed, and tell whether there were any."""
         if not self._backlog:
             return False
         data = self._backlog.popleft()
-        space = self._space()
+        space = self._sink.tail()
         nbytes = min(len(data), len(space))
         space[:nbytes] = data[:nbytes]
-        self._fill(nbytes)
+        self._sink.advance(nbytes)
         if nbytes < len(data):
             self._backlog.appendleft(data[nbytes:])
         return True
@@ -180,55 +164,31 @@ class _Connection(ABC, Generic[D]):
         """
         scratch = self._scratch
         while self._parsed < self._received:
-            if self._large is not None:
-                self._refuse_descriptors(self._parsed + HEADER_SIZE + self._large_size)
-                if self._large_filled == self._large_size:
-                    body, self._large = self._large, None
-                    self._parsed += HEADER_SIZE + len(body)
-                    return decode(self._large_type, body)
-                if self._large_filled == len(self._large):
-                    self._grow_large()
-            elif (waiting := len(scratch)) < HEADER_SIZE:
+            sink = self._sink
+            if isinstance(sink, LargeBody):
+                self._refuse_descriptors(self._parsed + HEADER_SIZE + sink.size)
+                if sink.is_complete:
+                    self._sink = scratch
+                    self._parsed += HEADER_SIZE + sink.size
+                    return decode(sink.type, sink.memory)
+                sink.make_room()
+            elif (header := scratch.unpack_whole(HEADER)) is None:
                 if self._descriptors:
                     self._refuse_descriptors(self._parsed + HEADER_SIZE)
             else:
-                number, size = check_header(scratch.unpack(HEADER), self._max_body_size)
+                number, size = check_header(header, self._max_body_size)
                 message_type = self._check_type(number)
                 if self._descriptors:
                     self._refuse_descriptors(self._parsed + HEADER_SIZE + size)
-                if HEADER_SIZE + size <= waiting:
+                body = scratch.take_whole(size, HEADER_SIZE)
+                if body is not None:
                     self._parsed += HEADER_SIZE + size
-                    return decode(message_type, scratch.take(size, HEADER_SIZE))
+                    return decode(message_type, body)
                 if HEADER_SIZE + size > scratch.capacity:
-                    self._begin_large(message_type, size)
+                    self._sink = LargeBody(message_type, size, scratch.take(len(scratch) - HEADER_SIZE, HEADER_SIZE))
             if not self._backlog or not self._refill():
                 return None
         return None
-
-    def _begin_large(self, message_type: m.MessageType, size: int) -> None:
-        """Give a large body memory of its own, to be read into."""
-        self._large_size = size
-        self._large = self._large_memory(_FIRST_LARGE_SIZE)
-        self._large_type = message_type
-        self._scratch.consume(HEADER_SIZE)
-        self._large_filled = len(self._scratch)
-        self._large[: self._large_filled] = self._scratch.take(self._large_filled)
-
-    def _grow_large(self) -> None:
-        """Double the memory of a large body, up to its size: only bytes that have arrived ask for more.
-
-        By a copy rather than in place, since somebody may still hold a view of it.
-        """
-        assert self._large is not None
-        grown = self._large_memory(2 * len(self._large))
-        grown[: self._large_filled] = self._large
-        self._large = grown
-
-    def _large_memory(self, nbytes: int) -> bytearray:
-        try:
-            return bytearray(min(nbytes, self._large_size))
-        except MemoryError:
-            raise RemoteProtocolError(f"there is no memory for a body of {self._large_size} bytes") from None
 
     def _next_descriptor(self) -> D | None:
         """Take a descriptor, and its byte from the stream; None if they have not arrived."""
@@ -266,9 +226,8 @@ class ServerConnection(_Connection[D]):
     @property
     def has_long_frame(self) -> bool:
         """Whether `next_event` has much to do: a frame that names very many objects is there as a whole."""
-        if self._large is None or self._large_filled < self._large_size:
-            return False
-        return self._large_type in _FRAMES_OF_MANY
+        sink = self._sink
+        return isinstance(sink, LargeBody) and sink.is_complete and sink.type in _FRAMES_OF_MANY
 
     def next_event(self) -> m.Message | Subscription[D] | Signal:
         """Return the next request, or `NEED_DATA`, or `CONNECTION_CLOSED`.
@@ -299,21 +258,20 @@ class ServerConnection(_Connection[D]):
         if not self._unanswered or message.type != self._unanswered[0]:
             due = self._unanswered[0].name if self._unanswered else "nothing"
             raise LocalProtocolError(f"a {message.type.name} cannot be sent while {due} is due")
-        named = [store_fd for store_fd, _ in segments_of(message)]
+        named = segments_of(message)
         if named and isinstance(message, m.CreateReply) and message.store_fd is None:
             raise LocalProtocolError("a successful reply must name the object's segment")
         frame = encode(message)
-        follow: list[Outgoing[D]] = []
-        if not self._transferred.issuperset(named):
-            new = dict.fromkeys([store_fd for store_fd in named if store_fd not in self._transferred])
-            try:
-                follow = [Outgoing(_DESCRIPTOR_BYTE, (descriptors or {})[store_fd]) for store_fd in new]
-            except KeyError as error:
-                raise LocalProtocolError(f"no descriptor given for segment {error}, new to this client") from None
-            self._transferred.update(new)
+        new = dict.fromkeys([store_fd for store_fd, _ in named if store_fd not in self._transferred]) if named else ()
+        try:
+            follow = [Outgoing(_DESCRIPTOR_BYTE, (descriptors or {})[store_fd]) for store_fd in new]
+        except KeyError as error:
+            raise LocalProtocolError(f"no descriptor given for segment {error}, new to this client") from None
         self._unanswered.popleft()
         self._outgoing.append(Outgoing(frame))
-        self._outgoing += follow
+        if follow:
+            self._transferred.update(new)
+            self._outgoing += follow
 
     def _check_type(self, message_type: int) -> m.MessageType:
         known = _REQUESTS.get(message_type)

@@ -52,7 +52,7 @@ from plasmastream.wire.plasma import (
     Subscription,
     encode,
 )
-from plasmastream.wire.plasma import _connection as connection_module
+from plasmastream.wire.plasma import _large as large_module
 from plasmastream.wire.plasma._rules import REPLY_TO
 
 from .samples import CONVERSATIONS, DIGEST, MMAP_SIZE, ONE_OF_EACH, SPEC, A, B, M, status_of
@@ -747,7 +747,7 @@ def test_no_memory_for_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(size: int) -> bytearray:
         raise MemoryError
 
-    monkeypatch.setattr(connection_module, "bytearray", exhausted, raising=False)
+    monkeypatch.setattr(large_module, "bytearray", exhausted, raising=False)
     server = Server()
     server.receive_data(header(MessageType.LIST_REQUEST, 1 << 20))
     assert_poisoned(server, "no memory for a body of 1048576 bytes")
