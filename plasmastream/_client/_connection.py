@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
+from plasmastream._client._lingering import Lingering
 from plasmastream._client._socket import UnixSocket, close_descriptors
 from plasmastream._errors import LocalProtocolError, NotSupportedError, RemoteProtocolError, StoreConnectionError
 from plasmastream._object_id import ObjectID
@@ -39,6 +40,9 @@ class Connection(Generic[_SocketT]):
         """Why it cannot be used any more."""
         self.is_busy = False
         """Whether a request waits for its reply."""
+        self.unsealed: set[ObjectID] = set()
+        """What somebody writes here: created over this connection, and neither sealed nor aborted."""
+        self._kept_open: Lingering | None = None
 
     def post(self, messages: Iterable[Message]) -> None:
         """Queue messages; what has no reply is sent when the kernel takes it, with the next request at the latest.
@@ -141,11 +145,26 @@ class Connection(Generic[_SocketT]):
         self.close()
         return heir
 
+    def end_writing(self, object_id: ObjectID) -> None:
+        """Take back what was created, and nobody writes any more."""
+        self.unsealed.discard(object_id)
+        self._close_for_writers()
+
     def close(self, why: str | None = None) -> None:
-        """Close the socket: the store lets everything go that this connection held."""
+        """Close this: the store lets everything go that this connection held.
+
+        It does not hear of that as long as somebody writes to its memory, which it would give to others.
+        """
         self.broken = self.broken or why or f"this client of the store at {self.path} is closed"
         close_descriptors(self._wire.take_unclaimed_descriptors())
+        if self.unsealed and self._transport.fileno() >= 0:
+            self._kept_open = Lingering(self._transport.hand_over())
         self._transport.close()
+        self._close_for_writers()  # the last of them may have ended meanwhile, in another thread
+
+    def _close_for_writers(self) -> None:
+        if self._kept_open is not None and not self.unsealed:
+            self._kept_open.close()
 
 
 def connect(path: str) -> socket.socket:

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import attrs
+
 from plasmastream._client._lease import Buffer, NewObject
 from plasmastream._errors import (
     ObjectExistsError,
@@ -21,6 +23,7 @@ from plasmastream.wire.plasma import (
     MAX_INSPECTED,
     CreateAndSealBatchRequest,
     ErrorCode,
+    GetReply,
     InspectReply,
     InspectRequest,
     ObjectInfo,
@@ -125,6 +128,11 @@ def those_asked_for(object_ids: Sequence[ObjectID] | None, listed: Sequence[Obje
     return [known[object_id] for object_id in object_ids if object_id in known]
 
 
+def found_of(asked: Sequence[ObjectID], reply: GetReply) -> list[ObjectID]:
+    """Those of the objects asked for that a store holds for us by its reply."""
+    return [object_id for object_id, spec in zip(asked, reply.specs, strict=True) if not spec.is_missing]
+
+
 class Inspection:
     """The requests that tell of many objects, each small enough that the store serves others meanwhile.
 
@@ -165,6 +173,8 @@ def batches(objects: Sequence[NewObject], max_objects: int, max_bytes: int) -> l
     nbytes = 0
     is_over = True
     for new in objects:
+        if memoryview in (type(new.data), type(new.metadata)):
+            new = _in_bytes(new)
         size = len(new.data) + len(new.metadata)
         is_alone = size > _IN_PLACE
         if is_over or is_alone or len(pieces[-1]) == max_objects or nbytes + size > max_bytes:
@@ -174,6 +184,17 @@ def batches(objects: Sequence[NewObject], max_objects: int, max_bytes: int) -> l
         nbytes += size
         is_over = is_alone
     return pieces
+
+
+def _in_bytes(new: NewObject) -> NewObject:
+    """The same, with views whose length is their size, and which are in one piece."""
+    if _is_in_bytes(new.data) and _is_in_bytes(new.metadata):
+        return new
+    return attrs.evolve(new, data=octets(new.data), metadata=octets(new.metadata))
+
+
+def _is_in_bytes(data: Buffer) -> bool:
+    return type(data) is not memoryview or (data.format == "B" and data.ndim == 1 and data.c_contiguous)
 
 
 def written_in_place(batch: Sequence[NewObject]) -> bool:

@@ -71,7 +71,7 @@ class Session(Generic[_ConnectionT]):
 
     Args:
         connection: a new connection.
-        on_unsent: called when the kernel did not take all releases at once: the rest waits in the connection.
+        on_unsent: called when the kernel did not take all releases at once: the rest goes with the next request.
         on_release: called with this when a lease is released, to `settle` it where that is safe; `settle` itself,
             where none is given.
     """
@@ -79,13 +79,11 @@ class Session(Generic[_ConnectionT]):
     def __init__(
         self,
         connection: _ConnectionT,
-        on_unsent: Callable[[], None],
+        on_unsent: Callable[[], None] = _nobody,
         on_release: "Callable[[Session[_ConnectionT]], None] | None" = None,
     ) -> None:
         self.connection = connection
         self.mappings: dict[int, Mapping] = {}
-        self.unsealed: set[ObjectID] = set()
-        """What the client is writing: created over this connection, and neither sealed nor aborted."""
         self._on_unsent = on_unsent
         self._on_release = on_release
         self._places: dict[ObjectID, Place] = {}  # of what the store holds for us
@@ -94,6 +92,7 @@ class Session(Generic[_ConnectionT]):
         self._next_tickets = count()
         self._given_back: deque[Ticket] = deque()
         self._let_go: list[ObjectID] = []
+        self._given_up: deque[ObjectID] = deque()  # by who was writing when this was closed
         self._lingering: Lingering | None = None  # where it was closed and something is still held
 
     @property
@@ -216,32 +215,42 @@ class Session(Generic[_ConnectionT]):
                     close_descriptors(descriptors.values())
                     raise self.connection.fail(f"has memory that cannot be mapped: {reason_of(error)}") from error
 
+    def end_writing(self, object_id: ObjectID) -> None:
+        """Say that nobody writes any more what was not sealed; who closed this has left it to the writer to abort."""
+        self.connection.end_writing(object_id)
+        if self._lingering is not None:
+            self._given_up.append(object_id)
+            self._settle_lingering(self._lingering)
+
     def close(self) -> None:
         """End all but the holds that leases and views still need; each of these ends with the last of its views.
 
-        What is unsealed is aborted. In the midst of a request, or where it is broken, the connection closes at once,
-        and the holds end; memory stays readable as long as somebody looks at it. May be called again.
+        What is unsealed is aborted, when nobody writes it any more. In the midst of a request, or where it is broken,
+        the connection closes, and the holds end; memory stays readable as long as somebody looks at it. May be
+        called again.
         """
         self._take_notes()
         # More answers than that would not find room, since nobody reads them.
-        socket = self.connection.hand_over() if self._places and len(self.unsealed) <= AT_ONCE else None
+        socket = self.connection.hand_over() if self._places and len(self.connection.unsealed) <= AT_ONCE else None
         if socket is None:
             self.connection.close()
             self._close_unused()
             return
         lingering = Lingering(socket)
-        lingering.tell([*self._take_releases(), *map(AbortRequest, self.unsealed)])
+        lingering.tell(self._take_releases())
         self._lingering = lingering
         self._on_unsent, self._on_release = _nobody, None  # the client need not live as long
         self.settle()
 
     def _settle_lingering(self, lingering: Lingering) -> None:
         """As `settle`, in any thread, in the midst of anything: whoever has the turn acts on the notes of all."""
-        while self._given_back and lingering.turn.acquire(blocking=False):
+        while (self._given_back or self._given_up) and lingering.turn.acquire(blocking=False):
             self._take_notes()
-            releases = self._take_releases()
-            if self._places:
-                lingering.tell(releases)
+            requests = self._take_releases()
+            while self._given_up:
+                requests.append(AbortRequest(self._given_up.popleft()))
+            if self._places or self.connection.unsealed:
+                lingering.tell(requests)
             else:
                 lingering.close()
             # In no `finally`: who was interrupted between two bytes has said the last word, and the end of the last

@@ -32,6 +32,7 @@ from plasmastream._client import (
     close_descriptors,
     copy,
     copy_and_digest,
+    found_of,
     name_of,
     octets,
     those_asked_for,
@@ -149,8 +150,9 @@ class StoreClient:
             self._open_session()
 
     def close(self) -> None:
-        """Close the connections: what is unsealed is aborted, other threads that wait are told. May be called again.
+        """Close the connections: other threads that wait are told. May be called again.
 
+        What is unsealed is aborted; what another thread still writes, when it leaves its `with` block.
         Leases that were not released, and views, go on to hold their objects: as long as any is left, one connection
         stays open for them. The store is told of each that goes.
         """
@@ -237,6 +239,7 @@ class StoreClient:
         Raises:
             ObjectExistsError: an id is taken, or given twice.
             StoreFullError: they do not fit together. In both cases none of them is there afterwards.
+            KeyboardInterrupt: then those that the store was just being asked to seal may be there.
         """
         deadline = time.monotonic() + timeout
         put: list[ObjectID] = []
@@ -384,7 +387,7 @@ class StoreClient:
             raise
         connection.is_busy = False
         self._close_connections(old)
-        self._session = Session(connection, _next_call_sends_the_rest, self._settle)
+        self._session = Session(connection, on_release=self._settle)
         self._capacity = reply.memory_capacity
         return self._session
 
@@ -422,7 +425,7 @@ class StoreClient:
             def work(session: _Session) -> None:
                 reply, _ = session.connection.call(request, SealReply)
                 check(reply.error, f"object {object_id}")
-                session.unsealed.discard(object_id)
+                session.connection.unsealed.discard(object_id)
                 session.take_in((object_id,), (spec,))
                 tickets.append(session.hold(object_id))
                 unsealed.is_sealed = True
@@ -438,13 +441,13 @@ class StoreClient:
             mapping.writable[middle : spec.data_offset + size] = metadata
             yield unsealed
         finally:
-            if unsealed is not None:
-                unsealed.forget_data()
             for session, _, _ in created:
                 if unsealed is not None and unsealed.is_sealed:
                     session.give_back(tickets)
                     self._settle(session)
                 else:
+                    if unsealed is not None:
+                        unsealed.forget_data()
                     self._abort(session, object_id)
 
     def _create(
@@ -455,9 +458,9 @@ class StoreClient:
             check(reply.error, what)
             assert reply.store_fd is not None  # the parser has checked both
             assert reply.mmap_size is not None
-            session.unsealed.add(request.object_id)
             session.map((reply.store_fd,), (reply.mmap_size,), descriptors)
             created.append((session, session.mappings[reply.store_fd], reply.spec))
+            session.connection.unsealed.add(request.object_id)
 
         self._turn(work)
 
@@ -482,11 +485,14 @@ class StoreClient:
 
     def _abort(self, session: _Session, object_id: ObjectID) -> None:
         def work(session: _Session) -> None:
-            session.unsealed.discard(object_id)
+            session.connection.unsealed.discard(object_id)
             session.connection.call(AbortRequest(object_id), AbortReply)
 
-        with suppress(StoreConnectionError):  # then the store has done so by itself, or was told to
-            self._turn(work, session)
+        try:
+            with suppress(StoreConnectionError):  # then the store does so when it hears that nobody writes any more
+                self._turn(work, session)
+        finally:
+            session.end_writing(object_id)
 
     @staticmethod
     def _when_there_is_room(ask: Callable[[], None], deadline: float) -> None:
@@ -529,7 +535,7 @@ class StoreClient:
             reply, descriptors = waiter.call(GetRequest(absent, milliseconds), GetReply, patience)
             close_descriptors(descriptors.values())
             leases = self._get_now(object_ids)
-            waiter.post(waiter.releases(_found(absent, reply)))
+            waiter.post(waiter.releases(found_of(absent, reply)))
             with suppress(StoreConnectionError):
                 # When this is answered, the releases have been heard: no object is held by a get that is over.
                 waiter.call(ConnectRequest(), ConnectReply)
@@ -557,6 +563,7 @@ class StoreClient:
         self._waiters, self._waiting = [], set()
         session, self._session = self._session, None
         if session is not None:
+            session.connection.unsealed.clear()
             session.connection.close(why)
             session.close()
 
@@ -579,14 +586,6 @@ def open_store(
     client = StoreClient(os.fspath(path), connect_timeout, reply_timeout)
     client.connect()
     return client
-
-
-def _found(asked: Sequence[ObjectID], reply: GetReply) -> list[ObjectID]:
-    return [object_id for object_id, spec in zip(asked, reply.specs, strict=True) if not spec.is_missing]
-
-
-def _next_call_sends_the_rest() -> None:
-    """Releases that the kernel does not take at once wait in the connection."""
 
 
 _clients: WeakSet[StoreClient] = WeakSet()

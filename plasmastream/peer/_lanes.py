@@ -75,6 +75,7 @@ class Lanes:
         self._slots = {lane: anyio.Semaphore(lane.value, fast_acquire=True) for lane in Lane}
         self._idle: dict[Lane, list[ClientChannel]] = {lane: [] for lane in Lane}
         self._in_use: set[ClientChannel] = set()
+        self._retired: set[ClientChannel] = set()  # of those: which are not to be kept
         self._is_closed = False
         self._thread: int | None = None
         self._has_spoken_version_2 = False
@@ -96,9 +97,9 @@ class Lanes:
         self._has_spoken_version_2 = True
 
     @property
-    def has_idle(self) -> bool:
-        """Whether there are connections that no request is using."""
-        return any(self._idle.values())
+    def has_any(self) -> bool:
+        """Whether there are connections."""
+        return bool(self._in_use) or any(self._idle.values())
 
     @property
     def in_use(self) -> int:
@@ -137,7 +138,8 @@ class Lanes:
     def take_back(self, lane: Lane, channel: ClientChannel, *, has_failed: bool) -> None:
         """Keep a connection that was lent for the next request, if it is good for one."""
         self._in_use.discard(channel)
-        if has_failed or self._is_closed or channel.connection.state is not IDLE:
+        if has_failed or self._is_closed or channel in self._retired or channel.connection.state is not IDLE:
+            self._retired.discard(channel)
             channel.abort()
         else:
             self._idle[lane].append(channel)
@@ -155,6 +157,11 @@ class Lanes:
         """Close all connections that no request is using."""
         self.close()
         self._is_closed = False
+
+    def retire(self) -> None:
+        """Have none of these connections kept: those in use close when their request ends, the others now."""
+        self._retired |= self._in_use
+        self.close_idle()
 
     def _check_thread(self) -> None:
         thread = threading.get_ident()

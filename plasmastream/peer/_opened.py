@@ -54,8 +54,11 @@ class Opened:
         self.is_used = False
 
     async def abandon(self) -> None:
-        """After a fetch that broke off, have the source let go at once: connections that are kept keep it open."""
-        if not self.is_used or not self._lanes.has_idle:
+        """After a fetch that broke off, have the source let go at once.
+
+        It would keep all open for as long as connections over which that was opened live, whoever uses them now.
+        """
+        if not self.is_used or not self._lanes.has_any:
             return
         with anyio.move_on_after(_ABANDON_WITHIN):
             try:
@@ -63,7 +66,7 @@ class Opened:
                 return
             except (PeerError, ProtocolError):
                 pass
-        self._lanes.close_idle()
+        self._lanes.retire()
 
     async def _close(self, object_ids: tuple[ObjectID, ...]) -> None:
         async with self._lanes.channel(Lane.SMALL) as channel:

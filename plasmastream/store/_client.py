@@ -35,6 +35,7 @@ from plasmastream._client import (
     close_descriptors,
     copy,
     copy_and_digest,
+    found_of,
     name_of,
     octets,
     those_asked_for,
@@ -130,7 +131,7 @@ class StoreClient:
             reply, _, _ = await self._call(SealRequest(object_id, digest), SealReply, within=session)
             await _check(reply.error, f"object {object_id}")
             # Nobody ran between the reply and here, so no get can have missed it.
-            session.unsealed.discard(object_id)
+            session.connection.unsealed.discard(object_id)
             session.take_in((object_id,), (spec,))
             tickets.append(session.hold(object_id))
 
@@ -325,8 +326,8 @@ class StoreClient:
         reply, descriptors, session = await self._call_for_room(request, CreateReply, what, deadline)
         assert reply.store_fd is not None  # the parser has checked both
         assert reply.mmap_size is not None
-        session.unsealed.add(object_id)
         session.map((reply.store_fd,), (reply.mmap_size,), descriptors)
+        session.connection.unsealed.add(object_id)
         return session, reply.spec
 
     async def _call_for_room(
@@ -370,9 +371,11 @@ class StoreClient:
             return await self.get((new.object_id,))
 
     async def _abort(self, session: Session[StoreConnection], object_id: ObjectID) -> None:
-        with suppress(StoreConnectionError):  # then the store has aborted it by itself, or was told to
-            await self._call(AbortRequest(object_id), AbortReply, within=session)  # which has a deadline of its own
-            session.unsealed.discard(object_id)
+        try:
+            with suppress(StoreConnectionError):  # then the store does so when it hears that nobody writes any more
+                await self._call(AbortRequest(object_id), AbortReply, within=session)  # which has a deadline of its own
+        finally:
+            session.end_writing(object_id)
 
     async def _take_back(self, object_ids: Sequence[ObjectID]) -> None:
         with suppress(StoreConnectionError):  # then nobody can tell any more
@@ -423,8 +426,7 @@ class StoreClient:
             raise
         finally:
             self._waiting.discard(waiter)
-        found = [object_id for object_id, spec in zip(absent, reply.specs, strict=True) if not spec.is_missing]
-        waiter.post(waiter.releases(found))
+        waiter.post(waiter.releases(found_of(absent, reply)))
         try:
             # When this is answered, the releases have been heard: nobody finds an object held by a get that is over.
             await waiter.call(ConnectRequest(), ConnectReply)
@@ -490,8 +492,9 @@ async def open_store(
 ) -> AsyncIterator[StoreClient]:
     """Connect to the store at a Unix socket, on Trio or asyncio.
 
-    Leaving the block closes the client: what is unsealed is aborted. Leases that were not released, and views, go on to
-    hold their objects: as long as any is left, one connection stays open for them. The store is told of each that goes.
+    Leaving the block closes the client: what is unsealed is aborted; what another task still writes, when it leaves its
+    block. Leases that were not released, and views, go on to hold their objects: as long as any is left, one connection
+    stays open for them. The store is told of each that goes.
 
     Args:
         path: the store's socket.

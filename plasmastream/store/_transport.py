@@ -60,6 +60,11 @@ class UnixTransport(UnixSocket):
         while not self.flush_nowait():
             await anyio.wait_writable(self._socket)
 
+    def hand_over(self) -> UnixSocket:
+        """As `UnixSocket.hand_over`. Whoever waits for this gets an error."""
+        anyio.notify_closing(self._socket)
+        return super().hand_over()
+
     def close(self) -> None:
         """Close the socket. Whoever waits for it gets an error."""
         if self._socket.fileno() >= 0:

@@ -1,6 +1,7 @@
 """What a server of version 2 lets one peer have at once; the rest waits, or is told to come back."""
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -8,6 +9,7 @@ from trio.testing import MockClock
 
 from plasmastream import ObjectID
 from plasmastream.peer import Outcome, PeerClient, RefusedError, TransferKind
+from plasmastream.peer._lanes import Lane
 from plasmastream.peer._opened import Opened
 from plasmastream.store import EmbeddedStore, Lease, Leases, NewObject
 from plasmastream.testing import CallFault
@@ -208,6 +210,40 @@ async def test_the_oldest_of_more_than_64_forgotten_tokens_goes(
         assert len(holds) == 64
         await trio.sleep(2)
         assert not len(holds)
+
+
+@pytest.mark.parametrize("in_use", [1, 2])
+async def test_a_fetch_that_breaks_off_lets_go_also_where_others_use_the_connections(
+    in_use: int, autojump_clock: MockClock
+) -> None:
+    """The lane for what is small has two; while both are in use, nothing can be said, so none of them is kept."""
+    objects = objects_of([(200_000, 0)])
+    async with open_world(near=objects, capacity=1_000_000) as world, trio.open_nursery() as nursery:
+        client, began = world.client(), trio.Event()
+
+        def is_held() -> bool:
+            return any(entry.holders for entry in world.stores[NEAR].core.table)
+
+        def note(objects: int, nbytes: int) -> None:
+            began.set()
+
+        async def use_and_cancel() -> None:
+            await began.wait()
+            async with AsyncExitStack() as stack:
+                for _ in range(in_use):
+                    await stack.enter_async_context(client._lanes.channel(Lane.SMALL))
+                scope.cancel()
+                await trio.sleep(2)
+
+        nursery.start_soon(use_and_cancel)
+        with trio.CancelScope() as scope:
+            await client.fetch(TransferKind.COPY, list(objects), world.here, on_progress=note)
+        assert scope.cancelled_caught
+        assert is_held() is (in_use == 2)
+        for _ in range(34):
+            await client.list_objects()
+            await trio.sleep(1)
+        assert not is_held()
 
 
 # Signs of life

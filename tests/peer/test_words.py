@@ -297,8 +297,8 @@ async def test_a_client_closes_its_connections_with_its_block() -> None:
         async with serving(store) as server:
             async with PeerClient(*server.address) as client:
                 assert len(await client.list_objects()) == len(objects)
-                assert client._lanes.has_idle
-            assert not client._lanes.has_idle
+                assert client._lanes.has_any
+            assert not client._lanes.has_any
 
 
 async def test_what_is_waited_for_is_logged_once(caplog: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:

@@ -152,7 +152,7 @@ class Version2:
         if claimed:
             yield f"claims to {len(claimed)} objects"
         for peer in server._dispatcher._peers.values():
-            if peer.users or peer.client._lanes.has_idle or peer.client._lanes.in_use:
+            if peer.users or peer.client._lanes.has_any:
                 yield f"connections to {peer.client}"
         fetches = server._dispatcher._fetches
         if fetches.value != fetches.max_value:
