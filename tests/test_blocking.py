@@ -429,15 +429,17 @@ def test_a_client_without_leases_leaves_nothing_open(path: str) -> None:
         assert sockets() == before
 
 
-def test_what_is_unsealed_ends_with_the_client_and_the_rest_goes_on(watcher: StoreClient) -> None:
+def test_what_is_unsealed_ends_with_its_block_and_the_rest_goes_on(watcher: StoreClient) -> None:
+    """Not with the client: somebody may still write, and the store would give the memory to others."""
     with open_store(watcher.path) as client:
         client.put(b"a", object_id=A)
         view = only(client.get([A])).data[:]
         unsealed, sealed = client.create(B, 10), client.create(C, 10)
         unsealed.__enter__()
         sealed.__enter__().seal()
-    await_holders(watcher, {A: 1, C: 1})
+    await_holders(watcher, {A: 1, B: 1, C: 1})
     unsealed.__exit__(None, None, None)
+    await_holders(watcher, {A: 1, C: 1})
     watcher.put(b"b", object_id=B)
     sealed.__exit__(None, None, None)
     await_holders(watcher, {A: 1, B: 0, C: 0})
@@ -459,14 +461,40 @@ def test_an_object_cannot_be_sealed_after_the_client_was_closed(path: str) -> No
 
 
 def test_too_many_unsealed_objects_to_abort_end_the_connection(path: str) -> None:
-    with open_store(path) as watcher, ExitStack() as blocks:
-        with open_store(path) as client:
-            client.put(b"a", object_id=A)
-            lease = only(client.get([A]))
-            for object_id in names(65, "many"):
-                blocks.enter_context(client.create(object_id, 1))
+    many = names(65, "many")
+    with open_store(path) as watcher:
+        with ExitStack() as blocks:
+            with open_store(path) as client:
+                client.put(b"a", object_id=A)
+                lease = only(client.get([A]))
+                for object_id in many:
+                    blocks.enter_context(client.create(object_id, 1))
+            await_holders(watcher, {A: 1, **dict.fromkeys(many, 1)})
         await_holders(watcher, {A: 0})
         lease.release()
+
+
+@pytest.mark.parametrize("end", ["closed", "interrupted"])
+@pytest.mark.parametrize("is_leased", [False, True])
+def test_memory_that_is_written_is_not_given_to_others(watcher: StoreClient, end: str, is_leased: bool) -> None:
+    """Whoever ends the connection meanwhile: the object goes when its block is left, and not sooner."""
+    with open_store(watcher.path) as client:
+        client.put(b"a", object_id=A)
+        leases = client.get([A]) if is_leased else Leases()
+        with client.create(B, CAPACITY // 2) as unsealed:
+            if end == "closed":
+                client.close()
+            else:
+                assert client._session is not None
+                client._session.connection.fail_interrupted(KeyboardInterrupt())
+            with pytest.raises(StoreFullError):
+                watcher.put(bytes(CAPACITY * 3 // 4))
+            unsealed.data[:] = b"x" * len(unsealed.data)
+            with pytest.raises(StoreConnectionError, match="is closed" if end == "closed" else "KeyboardInterrupt"):
+                unsealed.seal()
+        wait_until(lambda: B not in {info.object_id for info in watcher.list_objects()}, 5, "it is aborted")
+        watcher.put(bytes(CAPACITY * 3 // 4))
+        leases.release()
 
 
 def test_views_end_in_many_threads_after_the_client(path: str) -> None:

@@ -1,5 +1,9 @@
 """How objects that are put together are cut into requests."""
 
+import array
+
+import pytest
+
 from plasmastream._client import NewObject, batch_request, batches, written_in_place
 from plasmastream._client._requests import _IN_PLACE
 from tests.store.helpers import names
@@ -42,3 +46,17 @@ def test_small_ones_are_asked_for_in_order() -> None:
     assert list(zip(request.data, request.metadata, request.digests, strict=True)) == [
         (each.data, each.metadata, each.digest) for each in new
     ]
+
+
+@pytest.mark.parametrize("size", [100, _IN_PLACE])
+def test_views_of_any_kind_are_put_by_their_bytes(size: int) -> None:
+    (object_id,) = names(1)
+    numbers = memoryview(array.array("q", range(size // 4)))
+    for data in (numbers, numbers[::2], numbers.cast("B").cast("B", (2, size)), memoryview(b"ab" * size)[::-2]):
+        ((new,),) = batches([NewObject(object_id, data, data)], 1, 1)
+        assert (new.data, new.metadata) == (data.tobytes(), data.tobytes())
+        assert len(new.data) == data.nbytes
+        assert written_in_place([new]) is (2 * data.nbytes > _IN_PLACE)
+    plain = NewObject(object_id, memoryview(b"data")[1:])
+    ((new,),) = batches([plain], 1, 1)
+    assert new is plain

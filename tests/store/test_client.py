@@ -7,7 +7,7 @@ import gc
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -355,6 +355,33 @@ async def test_a_closed_client_says_so(path: Path) -> None:
             await client.get([A])
         assert bytes(lease.data) == b"a"
         lease.release()
+        await wait_all_tasks_blocked()
+        assert_untouched(store)
+
+
+@pytest.mark.parametrize("end", ["closed", "broken"])
+@pytest.mark.parametrize("is_leased", [False, True])
+async def test_memory_that_is_written_is_not_given_to_others(path: Path, end: str, is_leased: bool) -> None:
+    """Whoever ends the connection meanwhile: the object goes when its block is left, and not sooner."""
+    large = NewObject(C, bytes(CAPACITY * 3 // 4))
+    async with served(path) as store, AsyncExitStack() as block:
+        put(store, A, b"a")
+        async with open_store(path) as client:
+            leases = await client.get([A] if is_leased else [])
+            unsealed = await block.enter_async_context(client.create(B, CAPACITY // 2))
+            if end == "broken":
+                assert client._session is not None
+                client._session.connection.fail("did not answer")
+        await wait_all_tasks_blocked()
+        with pytest.raises(StoreFullError):
+            await store.put_many([large])
+        with pytest.raises(StoreConnectionError, match="is closed" if end == "closed" else "did not answer"):
+            await unsealed.seal()
+        await block.aclose()
+        await wait_all_tasks_blocked()
+        (await store.put_many([large])).release()
+        assert await store.contains([B, C]) == [False, True]
+        leases.release()
         await wait_all_tasks_blocked()
         assert_untouched(store)
 
