@@ -159,6 +159,7 @@ class Connection(Generic[_SocketT]):
         close_descriptors(self._wire.take_unclaimed_descriptors())
         if self.unsealed and self._transport.fileno() >= 0:
             self._kept_open = Lingering(self._transport.hand_over())
+            self._kept_open.read_for_nobody()
         self._transport.close()
         self._close_for_writers()  # the last of them may have ended meanwhile, in another thread
 

@@ -75,6 +75,7 @@ def copy_and_digest(source: Buffer, into: memoryview, metadata: Buffer) -> bytes
                     has_ended = True
             except BaseException as error:
                 failure = error
+        view.release()  # a thread that comes too late still knows it, and the source is its owner's again
         if failure is not None:
             raise failure
     return digest.result(metadata)

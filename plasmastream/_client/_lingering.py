@@ -6,7 +6,9 @@ latest. In a child after a fork it is closed at once: the store goes on to hear 
 """
 
 import os
+from _thread import start_new_thread
 from collections.abc import Iterable
+from contextlib import suppress
 from threading import Lock
 from weakref import WeakSet
 
@@ -21,7 +23,16 @@ class Lingering:
         self.turn = Lock()
         """For whoever speaks. Taken without waiting: a finalizer may come in the midst of who has it."""
         self._transport = transport
+        self._is_read = False
         _all.add(self)
+
+    def read_for_nobody(self) -> None:
+        """Have a thread read what the store sends: Apache's, which has one thread, would wait until somebody does."""
+        self._is_read = True
+        try:
+            start_new_thread(self._transport.discard, ())
+        except RuntimeError:  # there can be no more threads
+            self._is_read = False
 
     def tell(self, requests: Iterable[Message]) -> None:
         """Send what the kernel takes; the rest goes with the next, or needs not be said any more."""
@@ -35,7 +46,11 @@ class Lingering:
 
     def close(self) -> None:
         """Close the socket: the store lets go of what is still held. May be called again."""
-        self._transport.close()
+        if self._is_read:
+            with suppress(OSError):  # it is over
+                self._transport.shut_down()  # and whoever reads closes it
+        else:
+            self._transport.close()
 
     def __del__(self) -> None:
         self.close()
@@ -46,7 +61,7 @@ _all: WeakSet[Lingering] = WeakSet()
 
 def _leave_all_to_parent() -> None:
     for lingering in list(_all):
-        lingering.close()
+        lingering._transport.close()
 
 
 os.register_at_fork(after_in_child=_leave_all_to_parent)

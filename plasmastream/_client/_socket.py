@@ -9,12 +9,14 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 
 from plasmastream.wire.plasma import Outgoing
 
 # As plain numbers: an operation on flags of an enumeration costs as much as the system call.
 _CLOSE_ON_EXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
 
+_DISCARDED_AT_ONCE = 64 << 10
 _ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
 
 
@@ -94,6 +96,13 @@ class UnixSocket:
             else:  # a descriptor travels with the first byte, and its message has only one
                 queue[0] = (memoryview(data)[sent:], None)
         return True
+
+    def discard(self) -> None:
+        """Read what comes, for nobody, until the connection is over, and close the socket. Blocks."""
+        with self._socket as sock, suppress(OSError):
+            sock.setblocking(True)
+            while sock.recv(_DISCARDED_AT_ONCE):  # the kernel closes descriptors that nobody takes
+                pass
 
     def shut_down(self) -> None:
         """End the conversation in both directions, also for whoever waits for the socket."""

@@ -484,15 +484,20 @@ class StoreClient:
             return self.get((new.object_id,))
 
     def _abort(self, session: _Session, object_id: ObjectID) -> None:
+        is_told = False
+
         def work(session: _Session) -> None:
-            session.connection.unsealed.discard(object_id)
+            nonlocal is_told
             session.connection.call(AbortRequest(object_id), AbortReply)
+            session.connection.unsealed.discard(object_id)  # before another thread may create it anew
+            is_told = True
 
         try:
             with suppress(StoreConnectionError):  # then the store does so when it hears that nobody writes any more
                 self._turn(work, session)
         finally:
-            session.end_writing(object_id)
+            if not is_told:
+                session.end_writing(object_id)
 
     @staticmethod
     def _when_there_is_room(ask: Callable[[], None], deadline: float) -> None:

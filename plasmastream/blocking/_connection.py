@@ -37,7 +37,7 @@ class StoreConnection(Connection[UnixSocket]):
                 return cls(path, UnixSocket(connect(path)), reply_timeout)
             except OSError as error:
                 remaining = deadline - time.monotonic()
-                if remaining <= 0:
+                if not remaining > 0:  # nor for ever, should it be NaN
                     raise no_store_answers(path, error) from error
             time.sleep(min(delay, remaining))
             delay = min(2 * delay, RETRY_LAST)
@@ -90,7 +90,7 @@ class StoreConnection(Connection[UnixSocket]):
             remaining = deadline - time.monotonic()
             if poll.poll(math.ceil(1000 * max(0.0, min(remaining, _LONGEST_POLL)))):
                 return
-            if remaining <= 0:
+            if not remaining > 0:
                 raise TimeoutError
 
     def _receive(self, deadline: float) -> None:

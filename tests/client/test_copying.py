@@ -51,9 +51,10 @@ def test_a_thread_that_starts_too_late_finds_nothing_to_do(monkeypatch: pytest.M
     late: list[Callable[[], None]] = []
     monkeypatch.setattr(_copying, "_IS_SHARED", True)
     monkeypatch.setattr(_copying, "start_new_thread", lambda work, _: late.append(work))
-    source, into = random.Random(1).randbytes(5 << 20), memoryview(bytearray(5 << 20))
+    source, into = bytearray(random.Random(1).randbytes(5 << 20)), memoryview(bytearray(5 << 20))
     assert copy_and_digest(source, into, b"") == object_digest(source)
     into[:] = bytes(len(into))
+    source.append(1)  # nobody looks at it any more
     late[0]()
     assert into == bytes(len(into))
 
