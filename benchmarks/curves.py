@@ -13,7 +13,7 @@ from benchmarks import peer_curves
 from benchmarks.contest import Turn
 from benchmarks.curve import Curve
 from benchmarks.nodes import Node, node
-from benchmarks.processes import Worker, scratch, worker
+from benchmarks.processes import Worker, scratch, seconds_of_all, worker
 
 _SIZES = {
     "1 B": 1,
@@ -144,6 +144,4 @@ def _put(worker: Worker, size: int) -> float:
 
 def _together(crowd: Sequence[Worker]) -> float:
     count = max(50, 2000 // len(crowd))
-    for one in crowd:
-        one.begin("get", count, 100)
-    return 1e6 / sum(count / one.end() for one in crowd)
+    return seconds_of_all(crowd, "get", count, 100) / (len(crowd) * count) * 1e6

@@ -83,17 +83,29 @@ class Worker:
 
     def end(self) -> float:
         """Seconds that the work has taken, once it is done."""
+        return self._answer()[0]
+
+    def _answer(self) -> list[float]:
         stdout = self._process.popen.stdout
         assert stdout is not None
         line = stdout.readline()
         if not line:
             raise self._process.failure()
-        return float(line)
+        answer: list[float] = json.loads(line)
+        return answer
 
     def do(self, work: str, *args: float) -> float:
         """Both."""
         self.begin(work, *args)
         return self.end()
+
+
+def seconds_of_all(workers: Sequence[Worker], work: str, *args: float) -> float:
+    """Have all do the same at once; tells the time from when the first began to when the last ended."""
+    for one in workers:
+        one.begin(work, *args)
+    begun, ended = zip(*[one._answer()[1:] for one in workers], strict=True)
+    return float(max(ended) - min(begun))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.contest import Contest, Mark, Turn, at_least, at_most
-from benchmarks.processes import Worker, apache_store, our_store, scratch, why_no_apache, worker
+from benchmarks.processes import Worker, apache_store, our_store, scratch, seconds_of_all, why_no_apache, worker
 
 PAIR = "Apache's pair"
 UNDER_APACHE = "our store under `pyarrow.plasma`"
@@ -85,6 +85,14 @@ def contests() -> Iterator[Sequence[Contest]]:
                     _whole(workers, "get_many", _MANY, _SMALL),
                 ),
                 contest(
+                    0,
+                    f"get {_MANY:,} in one call, read a byte of each, release",
+                    "ms",
+                    BLOCKING,
+                    [],
+                    _whole(workers, "look_at_many", _MANY, _SMALL),
+                ),
+                contest(
                     14,
                     f"put_many of {_MANY:,} x 100 B",
                     "objects/s",
@@ -151,11 +159,6 @@ def _together(
     def of(name: str) -> Turn | None:
         crowd = [worker for worker in crowds[name] if worker is not None]
 
-        def turn() -> float:
-            for one in crowd:
-                one.begin(work, count, size)
-            return sum(count / one.end() for one in crowd)
-
-        return turn if crowd else None
+        return (lambda: len(crowd) * count / seconds_of_all(crowd, work, count, size)) if crowd else None
 
     return of

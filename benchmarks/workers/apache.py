@@ -58,6 +58,14 @@ def get_many(count: int, size: int) -> float:
     return taken
 
 
+def look_at_many(count: int, size: int) -> float:
+    """Get objects in one call, read a byte of each, and release all of them."""
+    ids = _put(count, size)
+    taken = seconds(lambda: [memoryview(buffer)[0] for buffer in client.get_buffers(ids, timeout_ms=0)])
+    client.delete(ids)
+    return taken
+
+
 def put_many(count: int, size: int) -> float:
     """Put small objects, which this client can only do one after the other."""
     ids, data = _ids(count), bytes(size)
@@ -79,4 +87,4 @@ def put(count: int, size: int) -> float:
     return taken
 
 
-serve({work.__name__: work for work in (create, get, contains, get_many, put_many, put)})
+serve({work.__name__: work for work in (create, get, contains, get_many, look_at_many, put_many, put)})

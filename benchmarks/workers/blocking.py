@@ -62,6 +62,22 @@ def get_many(count: int, size: int) -> float:
     return taken
 
 
+def look_at_many(count: int, size: int) -> float:
+    """Get objects in one call, read a byte of each, and release all of them."""
+    ids = _put(count, size)
+
+    def look() -> None:
+        leases = client.get(ids)
+        for lease in leases:
+            assert lease is not None
+            lease.data[0]
+        leases.release()
+
+    taken = seconds(look)
+    client.delete(ids)
+    return taken
+
+
 def put_many(count: int, size: int) -> float:
     """Put small objects in one call, and release them."""
     ids, data = _ids(count), bytes(size)
@@ -99,4 +115,4 @@ def connect(count: int, size: int) -> float:
     return seconds(lambda: _idle.extend(open_store(sys.argv[1]) for _ in range(count)))
 
 
-serve({work.__name__: work for work in (create, get, contains, get_many, put_many, put, fill, connect)})
+serve({work.__name__: work for work in (create, get, contains, get_many, look_at_many, put_many, put, fill, connect)})
