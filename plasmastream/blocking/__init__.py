@@ -20,7 +20,8 @@ is its address, which connects where it is first used.
 """
 
 from plasmastream._client import DEFAULT_SOCKET, Buffer, FileSlice, Lease, Leases, NewObject
-from plasmastream.blocking._client import StoreClient, UnsealedObject, open_store
+from plasmastream.blocking._client import StoreClient, open_store
+from plasmastream.blocking._unsealed import UnsealedObject
 
 __all__ = [
     "DEFAULT_SOCKET",

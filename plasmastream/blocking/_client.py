@@ -24,7 +24,6 @@ from plasmastream._client import (
     NewObject,
     Session,
     Ticket,
-    Unsealed,
     batch_request,
     batches,
     check,
@@ -42,6 +41,7 @@ from plasmastream._client import (
 from plasmastream._errors import StoreConnectionError, StoreError, StoreFullError
 from plasmastream._object_id import ObjectID
 from plasmastream.blocking._connection import StoreConnection
+from plasmastream.blocking._unsealed import UnsealedObject
 from plasmastream.wire.plasma import (
     AbortReply,
     AbortRequest,
@@ -79,34 +79,6 @@ _BATCH_OBJECTS = 4096
 
 _ReplyT = TypeVar("_ReplyT", bound=Message)
 _T = TypeVar("_T")
-
-
-class UnsealedObject(Unsealed):
-    """An object that is being written: nobody else can see it before `seal`.
-
-    `data` is a writable view of the shared memory; the metadata is there already. Do not write after `seal`.
-    """
-
-    __slots__ = ("_seal",)
-
-    def __init__(
-        self, object_id: ObjectID, data: memoryview, seal: "Callable[[UnsealedObject, bytes | None], None]"
-    ) -> None:
-        super().__init__(object_id, data)
-        self._seal = seal
-
-    def seal(self, digest: bytes | None = None) -> None:
-        """Make the object immutable and visible to all.
-
-        Args:
-            digest: its 8-byte digest; computed from the bytes where none is given, which reads them all. Nothing
-                verifies it, so that `NO_DIGEST` is a fair answer where speed counts.
-
-        Raises:
-            StoreError: the store refused, or is gone; the object is not sealed.
-        """
-        self._seal(self, digest)
-        self.forget_data()
 
 
 _Session: TypeAlias = Session[StoreConnection]
